@@ -1,0 +1,80 @@
+"""The array-level seam: what a backend computes, exactly. `reference` is the definition; all others agree with it bit for bit."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ckks.parameters import Parameters
+from ckks.types import KeySwitchKey, Residues
+
+Rows = tuple[int, ...]
+
+
+class Backend(Protocol):
+    """Array functions over the moduli of one parameter set.
+
+    Arrays are C-contiguous uint64 [...][row][N]; `rows` names the modulus of each row (index into parameters.moduli). Residues are in
+    [0, q) on entry and exit. Unless it says otherwise a function works in either domain and returns a new array.
+    """
+
+    name: str
+    parameters: Parameters
+
+    def forward(self, x: Residues, rows: Rows) -> Residues:
+        """Negacyclic NTT of each row: coefficients -> NTT order."""
+
+    def inverse(self, x: Residues, rows: Rows) -> Residues:
+        """Inverse of `forward`."""
+
+    def add(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        """a + b; b may lack leading axes of a."""
+
+    def subtract(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        """a - b; b may lack leading axes of a."""
+
+    def multiply(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        """a * b element by element (NTT domain: the ring product); b may lack leading axes of a."""
+
+    def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        """a times one residue per row: scalars [row]."""
+
+    def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
+        """sum_i terms[i] * plains[i], terms[i] [2][row][N], plains[i] [row][N]: the inner loop of a linear transform."""
+
+    def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        """(a0*b0, a0*b1 + a1*b0, a1*b1) of two-polynomial ciphertexts [2][row][N] -> [3][row][N], NTT domain."""
+
+    def automorphism(self, x: Residues, element: int) -> Residues:
+        """p(X) -> p(X^element) on NTT-domain rows: the permutation of positions, the same for every modulus."""
+
+    def decompose(self, x: Residues, level: int) -> Residues:
+        """One NTT-domain polynomial [level+1][N] -> its digits in NTT domain [digit][level+1+K][N] (mod-up).
+
+        Digit j is the centred representative, in (-D/2, D/2] for the digit's modulus D, of x's residues on its own limbs, taken modulo
+        every row of extended_rows(level); on its own limbs it is x itself.
+        """
+
+    def key_product(self, digits: Residues, key: KeySwitchKey, level: int) -> Residues:
+        """sum_j digits[j] * key.digits[j] over extended_rows(level) -> [2][level+1+K][N]; the key's rows above `level` are skipped."""
+
+    def mod_down(self, x: Residues, level: int) -> Residues:
+        """Divide NTT-domain [...][level+1+K][N] by P and round: (x - [x]_P) / P with [x]_P centred in (-P/2, P/2]. -> [...][level+1][N]."""
+
+    def rescale(self, x: Residues, level: int) -> Residues:
+        """Divide NTT-domain [...][level+1][N] by q_level and round, [x]_q centred in (-q/2, q/2]. -> [...][level][N]."""
+
+
+def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) -> Backend:
+    """The backend called `name` ("reference" or "cpu") for `parameters`. Raises ParameterError for another name."""
+    from ckks.backends.cpu import CpuBackend
+    from ckks.backends.reference import ReferenceBackend
+    from ckks.errors import ParameterError
+
+    if name == "cpu":
+        return CpuBackend(parameters, threads)
+    if name == "reference":
+        return ReferenceBackend(parameters)
+    raise ParameterError(f"no backend is called {name!r}; use 'cpu' or 'reference'")
+
+
+__all__ = ["Backend", "Rows", "make_backend"]

@@ -1,0 +1,131 @@
+"""The client bundle: what a client must know of a deployed model. No weights, no code; parsed strictly on both sides.
+
+It is the `manifest.json` of a compiled model, byte for byte, so its SHA-256 names the model version to both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ckks.errors import FormatError, HeError
+from ckks.parameters import Parameters
+from ckks.types import KeyNeeds
+
+SCHEMA_VERSION = 1
+MAX_BUNDLE_BYTES = 8 << 20
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Packing(_Strict):
+    """Where a tensor lies in a slot vector: element i (C order) is at slots[i] + k*period for every k; other slots are zero or unused."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=1, max_length=6)]
+    slots: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 15)]], Field(min_length=1, max_length=1 << 15)]
+    period: Annotated[int, Field(ge=1, le=1 << 15)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Packing:
+        if self.period & (self.period - 1) or math.prod(self.shape) != len(self.slots):
+            raise ValueError("the period must be a power of two and there must be one slot per element")
+        if len(set(self.slots)) != len(self.slots) or max(self.slots) >= self.period:
+            raise ValueError("slots must be distinct and below the period")
+        return self
+
+
+class InputSpec(_Strict):
+    """The model's input: name and shape without the batch axis, values in [low, high] by declaration, encrypted at `level` and `scale`."""
+
+    name: Name
+    packing: Packing
+    low: float
+    high: float
+    level: Annotated[int, Field(ge=0, le=63)]
+    scale: Annotated[float, Field(gt=1.0, lt=2.0**120)]
+
+
+class OutputSpec(_Strict):
+    """The model's output: logits, decrypted at `level` and `scale`; labels name its elements (empty: unnamed)."""
+
+    name: Name
+    packing: Packing
+    labels: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=1 << 15)]
+    level: Annotated[int, Field(ge=0, le=63)]
+    scale: Annotated[float, Field(gt=1.0, lt=2.0**120)]
+
+
+class RotationKey(_Strict):
+    """A rotation to the left by `steps`, needed up to `level`."""
+
+    steps: Annotated[int, Field(ge=1, lt=1 << 15)]
+    level: Annotated[int, Field(ge=0, le=63)]
+
+
+class Bundle(_Strict):
+    """See the module. promised_error: largest absolute error of a logit that the compiler promises, worst slot."""
+
+    kind: Literal["he-serve bundle"]
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    description: Annotated[str, Field(max_length=2000)]
+    parameters: dict[str, Any]
+    input: InputSpec
+    output: OutputSpec
+    relinearisation_level: Annotated[int, Field(ge=0, le=63)] | None
+    rotations: Annotated[list[RotationKey], Field(max_length=4096)]
+    promised_error: Annotated[float, Field(gt=0.0)]
+    circuit_digest: Digest
+    weights_digest: Digest
+
+    @model_validator(mode="after")
+    def _fits_parameters(self) -> Bundle:
+        try:
+            p = self.checked_parameters()
+        except HeError as error:
+            raise ValueError(str(error)) from None
+        levels = [self.input.level, self.output.level, self.relinearisation_level or 0, *(r.level for r in self.rotations)]
+        periods = [self.input.packing.period, self.output.packing.period]
+        if max(levels) > p.max_level or max(periods) > p.slots or any(r.steps >= p.slots for r in self.rotations):
+            raise ValueError("a level, period or rotation does not exist in these parameters")
+        if len({r.steps for r in self.rotations}) != len(self.rotations):
+            raise ValueError("a rotation is listed twice")
+        if self.output.labels and len(self.output.labels) != len(self.output.packing.slots):
+            raise ValueError("there must be one label per output element")
+        return self
+
+    def checked_parameters(self) -> Parameters:
+        """The parameter set, checked against our own security table. Raises ParameterError or SecurityError."""
+        return Parameters.from_json(self.parameters)
+
+    def key_needs(self) -> KeyNeeds:
+        """The evaluation keys a client of this model must upload."""
+        return KeyNeeds(self.relinearisation_level, {r.steps: r.level for r in self.rotations})
+
+    def to_bytes(self) -> bytes:
+        """The manifest.json bytes that `digest` names."""
+        return self.model_dump_json(indent=1).encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of `to_bytes`."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Bundle:
+        """A bundle from untrusted bytes. Raises FormatError (SecurityError's text included where that is the reason)."""
+        if len(data) > MAX_BUNDLE_BYTES:
+            raise FormatError(f"a bundle is at most {MAX_BUNDLE_BYTES} bytes, got {len(data)}")
+        try:
+            return Bundle.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(x) for x in first["loc"]) or "bundle"
+            raise FormatError(f"not a valid bundle: {where}: {first['msg']}") from None

@@ -1,0 +1,162 @@
+"""The circuit format: a straight line of frozen instructions, one operation enum, a readable dump.
+
+Instruction i computes value i; operands are earlier indices. Every instruction states the level and the scale of its result, so that
+the verifier (ckks/verify.py) can check a circuit without weights or keys, and a server can refuse a bad one before it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckks.errors import CircuitError
+from ckks.types import KeyNeeds
+
+Weights = Mapping[str, npt.NDArray[np.float64]]
+
+
+class Op(str, Enum):
+    """Operations on ciphertexts; every evaluator implements each."""
+
+    INPUT = "input"  # the ciphertext called `name`
+    ADD = "add"  # a + b, same level and scale
+    SUBTRACT = "subtract"  # a - b, same level and scale
+    ADD_PLAIN = "add_plain"  # a + weight, encoded at a's level and scale
+    MULTIPLY_PLAIN = "multiply_plain"  # a * weight, encoded at weight_scale
+    MULTIPLY = "multiply"  # a * b: three polynomials
+    RELINEARISE = "relinearise"  # three polynomials -> two
+    RESCALE = "rescale"  # divide by the last prime: one level down
+    DROP_LEVEL = "drop_level"  # the same value at a lower level
+    ROTATE = "rotate"  # slots to the left by `steps`
+    LINEAR_TRANSFORM = "linear_transform"  # matrix by generalised diagonals, encoded at weight_scale
+    OUTPUT = "output"  # the result called `name`
+
+
+ARITY = {Op.INPUT: 0, Op.ADD: 2, Op.SUBTRACT: 2, Op.MULTIPLY: 2}  # all others take one operand
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One operation. Fields that an operation does not use keep their defaults.
+
+    level, scale: of the result. layer: the name of the ONNX layer it came from, for reports and progress.
+    weight: key of the weights file: float64 [period] for plain operands, [diagonals][period] for linear transforms; period is a power of
+    two that divides the slot count, and the vector repeats.
+    terms (LINEAR_TRANSFORM): one (giant, baby) pair per diagonal; the matrix maps slot vector x to
+    y[t] = sum_k diagonal_k[t] * x[t + giant_k + baby_k], evaluated as sum_giant rot_giant(sum_baby rot_-giant(diagonal) * rot_baby(x))
+    (baby steps and giant steps: Halevi and Shoup 2018, section 3). giant and baby are in 0..slots-1.
+    """
+
+    op: Op
+    operands: tuple[int, ...]
+    level: int
+    scale: float
+    layer: str = ""
+    name: str = ""
+    steps: int = 0
+    weight: str = ""
+    weight_scale: float = 0.0
+    terms: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Instructions over vectors of `slots` slots; inputs and outputs are instructions."""
+
+    slots: int
+    instructions: tuple[Instruction, ...]
+
+    def key_needs(self) -> KeyNeeds:
+        """Exactly the evaluation keys that running this circuit uses, each at the highest level of use."""
+        relinearisation: int | None = None
+        rotations: dict[int, int] = {}
+        for ins in self.instructions:
+            if ins.op is Op.RELINEARISE:
+                relinearisation = max(ins.level, relinearisation if relinearisation is not None else 0)
+            for steps in rotation_steps(ins, self.slots):
+                rotations[steps] = max(ins.level, rotations.get(steps, 0))
+        return KeyNeeds(relinearisation, dict(sorted(rotations.items())))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form without loss (floats as hexadecimal strings); fields at their defaults are left out."""
+        rows = []
+        for ins in self.instructions:
+            row: dict[str, Any] = {"op": ins.op.value, "operands": list(ins.operands), "level": ins.level, "scale": ins.scale.hex()}
+            if ins.weight_scale:
+                row["weight_scale"] = ins.weight_scale.hex()
+            if ins.terms:
+                row["terms"] = [list(t) for t in ins.terms]
+            row |= {k: v for k in ("layer", "name", "steps", "weight") if (v := getattr(ins, k))}
+            rows.append(row)
+        return {"slots": self.slots, "instructions": rows}
+
+    @staticmethod
+    def from_json(data: object) -> Circuit:
+        """The circuit in parsed JSON; types and field names are checked here, meaning in `verify`. Raises CircuitError."""
+        try:
+            if not isinstance(data, dict) or set(data) != {"slots", "instructions"}:
+                raise CircuitError("a circuit must be an object of slots and instructions")
+            return Circuit(_integer(data["slots"]), tuple(_instruction(row) for row in data["instructions"]))
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise CircuitError(f"malformed circuit: {error}; compile the model again") from None
+
+    def dump(self) -> str:
+        """A readable listing, one instruction a line: %index = op %operands details : level, log2 of the scale."""
+        lines = []
+        for i, ins in enumerate(self.instructions):
+            details = [f"%{o}" for o in ins.operands]
+            details += [str(v) for v in (ins.name, ins.weight) if v] + ([f"by {ins.steps}"] if ins.steps else [])
+            if ins.terms:
+                babies, giants = len({b for _, b in ins.terms}), len({g for g, _ in ins.terms})
+                details.append(f"{len(ins.terms)} diagonals, {babies} babies, {giants} giants")
+            text = f"%{i} = {ins.op.value} {', '.join(details)}"
+            lines.append(f"{text:<72} : level {ins.level}, scale 2^{np.log2(ins.scale):.3f}  {ins.layer}".rstrip())
+        return "\n".join(lines)
+
+
+def rotation_steps(ins: Instruction, slots: int) -> set[int]:
+    """The non-zero left rotations, in 1..slots-1, that an instruction needs keys for."""
+    if ins.op is Op.ROTATE:
+        return {ins.steps % slots} - {0}
+    if ins.op is Op.LINEAR_TRANSFORM:
+        return {step % slots for term in ins.terms for step in term} - {0}
+    return set()
+
+
+_FIELDS = {f.name for f in dataclasses.fields(Instruction)}
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected an integer, got {type(value).__name__}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 200:
+        raise TypeError("names must be strings of at most 200 characters")
+    return value
+
+
+def _instruction(row: dict[str, Any]) -> Instruction:
+    if unknown := set(row) - _FIELDS:
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    terms = tuple((_integer(giant), _integer(baby)) for giant, baby in row.get("terms", ()))
+    return Instruction(
+        op=Op(row["op"]),
+        operands=tuple(_integer(o) for o in row["operands"]),
+        level=_integer(row["level"]),
+        scale=float.fromhex(row["scale"]),
+        layer=_text(row.get("layer", "")),
+        name=_text(row.get("name", "")),
+        steps=_integer(row.get("steps", 0)),
+        weight=_text(row.get("weight", "")),
+        weight_scale=float.fromhex(row.get("weight_scale", "0x0p+0")),
+        terms=terms,
+    )

@@ -1,0 +1,46 @@
+"""Sample inputs of the demonstration models: a few test pictures as PNG files, and 64 test rows per model as npz."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from models.data import Dataset
+
+# One picture of every lesion class; a few for the others.
+PICTURES = {"lesion": 7, "fashion": 5, "digits": 3}
+ROWS = 64
+
+
+def write_samples(dataset: Dataset, folder: Path) -> None:
+    """Writes `<model>_<label>_<test index>.png` files, `<model>.npz`, and the model's entries of index.json into `folder`.
+
+    The pictures are the first of each class in the test set, whether the network gets them right or not. The npz holds the
+    first 64 test rows: x float32 [64][channels][height][width] in [0, 1], and labels y int64 [64].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / "index.json"
+    entries = json.loads(index.read_text()) if index.exists() else []
+    for entry in entries:
+        if entry["model"] == dataset.name:
+            (folder / entry["file"]).unlink(missing_ok=True)
+    entries = [entry for entry in entries if entry["model"] != dataset.name]
+    for label in range(PICTURES[dataset.name]):
+        at = int(np.flatnonzero(dataset.test_labels == label)[0])
+        word = dataset.labels[label].lower().replace("/", "-").replace(" ", "-")
+        name = f"{dataset.name}_{word}_{at}.png"
+        picture = dataset.test_images[at].transpose(1, 2, 0)
+        Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(
+            folder / name, optimize=True
+        )
+        source = f"{dataset.description}; test set, index {at}"
+        entries.append(
+            {"file": name, "model": dataset.name, "label": dataset.labels[label], "source": source}
+        )
+    entries.sort(key=lambda entry: (entry["model"], entry["file"]))
+    index.write_text(json.dumps(entries, indent=2) + "\n")
+    x = dataset.test_images[:ROWS].astype(np.float32) / np.float32(255.0)
+    np.savez_compressed(folder / f"{dataset.name}.npz", x=x, y=dataset.test_labels[:ROWS])
