@@ -91,9 +91,18 @@ class Bundle(_Strict):
             p = self.checked_parameters()
         except HeError as error:
             raise ValueError(str(error)) from None
-        levels = [self.input.level, self.output.level, self.relinearisation_level or 0, *(r.level for r in self.rotations)]
+        levels = [
+            self.input.level,
+            self.output.level,
+            self.relinearisation_level or 0,
+            *(r.level for r in self.rotations),
+        ]
         periods = [self.input.packing.period, self.output.packing.period]
-        if max(levels) > p.max_level or max(periods) > p.slots or any(r.steps >= p.slots for r in self.rotations):
+        if (
+            max(levels) > p.max_level
+            or max(periods) > p.slots
+            or any(r.steps >= p.slots for r in self.rotations)
+        ):
             raise ValueError("a level, period or rotation does not exist in these parameters")
         if len({r.steps for r in self.rotations}) != len(self.rotations):
             raise ValueError("a rotation is listed twice")

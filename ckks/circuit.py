@@ -87,7 +87,12 @@ class Circuit:
         """A JSON form without loss (floats as hexadecimal strings); fields at their defaults are left out."""
         rows = []
         for ins in self.instructions:
-            row: dict[str, Any] = {"op": ins.op.value, "operands": list(ins.operands), "level": ins.level, "scale": ins.scale.hex()}
+            row: dict[str, Any] = {
+                "op": ins.op.value,
+                "operands": list(ins.operands),
+                "level": ins.level,
+                "scale": ins.scale.hex(),
+            }
             if ins.weight_scale:
                 row["weight_scale"] = ins.weight_scale.hex()
             if ins.terms:
@@ -111,12 +116,16 @@ class Circuit:
         lines = []
         for i, ins in enumerate(self.instructions):
             details = [f"%{o}" for o in ins.operands]
-            details += [str(v) for v in (ins.name, ins.weight) if v] + ([f"by {ins.steps}"] if ins.steps else [])
+            details += [str(v) for v in (ins.name, ins.weight) if v] + (
+                [f"by {ins.steps}"] if ins.steps else []
+            )
             if ins.terms:
                 babies, giants = len({b for _, b in ins.terms}), len({g for g, _ in ins.terms})
                 details.append(f"{len(ins.terms)} diagonals, {babies} babies, {giants} giants")
             text = f"%{i} = {ins.op.value} {', '.join(details)}"
-            lines.append(f"{text:<72} : level {ins.level}, scale 2^{np.log2(ins.scale):.3f}  {ins.layer}".rstrip())
+            lines.append(
+                f"{text:<72} : level {ins.level}, scale 2^{np.log2(ins.scale):.3f}  {ins.layer}".rstrip()
+            )
         return "\n".join(lines)
 
 

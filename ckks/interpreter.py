@@ -26,13 +26,17 @@ class Evaluator(Protocol[C]):
     def rescale(self, a: C) -> C: ...
     def drop_level(self, a: C, level: int) -> C: ...
     def rotate(self, a: C, steps: int) -> C: ...
-    def linear_transform(self, a: C, weight: str, weight_scale: float, terms: tuple[tuple[int, int], ...]) -> C: ...
+    def linear_transform(
+        self, a: C, weight: str, weight_scale: float, terms: tuple[tuple[int, int], ...]
+    ) -> C: ...
 
 
 Step = Callable[[int, Instruction], None]
 
 
-def run(circuit: Circuit, inputs: Mapping[str, C], evaluator: Evaluator[C], before_step: Step | None = None) -> dict[str, C]:
+def run(
+    circuit: Circuit, inputs: Mapping[str, C], evaluator: Evaluator[C], before_step: Step | None = None
+) -> dict[str, C]:
     """Evaluate a verified circuit; returns its outputs by name.
 
     A value is let go after its last use, so memory is bounded by the circuit's width. `before_step(index, instruction)` runs before each
@@ -85,4 +89,3 @@ def _apply(ins: Instruction, operands: list[C], evaluator: Evaluator[C]) -> C:
             return evaluator.linear_transform(a, ins.weight, ins.weight_scale, ins.terms)
         case _:
             raise EvaluationError(f"{ins.op.value} is not an operation on values")
-

@@ -41,7 +41,10 @@ def circuit_bytes(circuit: Circuit) -> bytes:
 
 def weight_bytes(weights: Weights) -> bytes:
     """The weights.safetensors bytes that the bundle's weights_digest names."""
-    return save_tensors({k: np.ascontiguousarray(v, dtype=np.float64) for k, v in sorted(weights.items())})
+    data: bytes = save_tensors(
+        {k: np.ascontiguousarray(v, dtype=np.float64) for k, v in sorted(weights.items())}
+    )
+    return data
 
 
 def sha256(data: bytes) -> str:
@@ -70,17 +73,37 @@ def load_model(path: Path) -> CompiledModel:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             if tuple(i.filename for i in infos) != MEMBERS:
-                raise FormatError(f"{path.name}: expected the members {', '.join(MEMBERS)}; compile the model again")
+                raise FormatError(
+                    f"{path.name}: expected the members {', '.join(MEMBERS)}; compile the model again"
+                )
             if any(i.compress_type != zipfile.ZIP_STORED or i.file_size > MAX_MEMBER_BYTES for i in infos):
                 raise FormatError(f"{path.name}: members must be stored without compression and below 2 GiB")
             manifest, circuit_json, tensors, report = (archive.read(i) for i in infos)
         bundle = Bundle.from_bytes(manifest)
-        if manifest != bundle.to_bytes() or sha256(circuit_json) != bundle.circuit_digest or sha256(tensors) != bundle.weights_digest:
-            raise FormatError(f"{path.name}: contents do not match their digests; the file is damaged, compile the model again")
-        model = CompiledModel(bundle, Circuit.from_json(json.loads(circuit_json)), load_tensors(tensors), json.loads(report))
+        if (
+            manifest != bundle.to_bytes()
+            or sha256(circuit_json) != bundle.circuit_digest
+            or sha256(tensors) != bundle.weights_digest
+        ):
+            raise FormatError(
+                f"{path.name}: contents do not match their digests; the file is damaged, compile the model again"
+            )
+        model = CompiledModel(
+            bundle, Circuit.from_json(json.loads(circuit_json)), load_tensors(tensors), json.loads(report)
+        )
     except FileNotFoundError:
         raise FormatError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, SafetensorError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path.name} is not a compiled model ({type(error).__name__}); make one with he-serve compile") from None
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        RuntimeError,
+        EOFError,
+        SafetensorError,
+        json.JSONDecodeError,
+        RecursionError,
+    ) as error:
+        raise FormatError(
+            f"{path.name} is not a compiled model ({type(error).__name__}); make one with he-serve compile"
+        ) from None
     verify(model.circuit, bundle, model.weights)
     return model

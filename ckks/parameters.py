@@ -42,14 +42,23 @@ class Parameters:
         if n & (n - 1) or not 1 << MIN_LOG_DEGREE <= n <= 1 << MAX_LOG_DEGREE:
             raise ParameterError(f"ring degree must be a power of two from 2^12 to 2^16, got {n}")
         if not self.data_primes or not self.special_primes or len(moduli) > MAX_LIMBS:
-            raise ParameterError(f"need at least one data and one special prime and at most {MAX_LIMBS} in all")
+            raise ParameterError(
+                f"need at least one data and one special prime and at most {MAX_LIMBS} in all"
+            )
         for q in moduli:
-            if q.bit_length() < MIN_PRIME_BITS or q.bit_length() > MAX_PRIME_BITS or q % (2 * n) != 1 or not is_prime(q):
+            if (
+                q.bit_length() < MIN_PRIME_BITS
+                or q.bit_length() > MAX_PRIME_BITS
+                or q % (2 * n) != 1
+                or not is_prime(q)
+            ):
                 raise ParameterError(f"{q} is not a prime of 20 to 60 bits that is 1 mod {2 * n}")
         if len(set(moduli)) != len(moduli):
             raise ParameterError("the primes of a parameter set must be distinct")
         if not 1 <= self.digit_limbs <= len(self.data_primes):
-            raise ParameterError(f"digit size must be 1..{len(self.data_primes)} limbs, got {self.digit_limbs}")
+            raise ParameterError(
+                f"digit size must be 1..{len(self.data_primes)} limbs, got {self.digit_limbs}"
+            )
         security.require(n, math.prod(moduli))
         for start, stop in self.digits(self.max_level):
             if math.prod(self.data_primes[start:stop]) > 2 * self.special_product:
@@ -126,8 +135,15 @@ class Parameters:
     @staticmethod
     def from_json(data: object) -> Parameters:
         """Parameters from parsed JSON of unknown origin; checks types, then everything else. Raises ParameterError."""
-        if not isinstance(data, dict) or set(data) != {"degree", "data_primes", "special_primes", "digit_limbs"}:
-            raise ParameterError("parameters must be an object of degree, data_primes, special_primes and digit_limbs")
+        if not isinstance(data, dict) or set(data) != {
+            "degree",
+            "data_primes",
+            "special_primes",
+            "digit_limbs",
+        }:
+            raise ParameterError(
+                "parameters must be an object of degree, data_primes, special_primes and digit_limbs"
+            )
         lists = [data["data_primes"], data["special_primes"]]
         if any(not isinstance(x, list) or len(x) > MAX_LIMBS for x in lists):
             raise ParameterError(f"prime lists must hold at most {MAX_LIMBS} integers")

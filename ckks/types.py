@@ -99,7 +99,9 @@ class EvaluationKeys:
     def relinearisation_at(self, level: int) -> KeySwitchKey:
         """The relinearisation key, good at `level`. Raises MissingKeyError."""
         if self.relinearisation is None or self.relinearisation.level < level:
-            raise MissingKeyError(f"no relinearisation key at level {level}; make keys from this model's bundle")
+            raise MissingKeyError(
+                f"no relinearisation key at level {level}; make keys from this model's bundle"
+            )
         return self.relinearisation
 
 

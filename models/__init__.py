@@ -1,0 +1,1 @@
+"""How the demonstration models are made, and the models themselves."""

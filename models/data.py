@@ -1,4 +1,4 @@
-"""Pictures and labels of the demonstration models. Needs NumPy, and scikit-learn for the digits alone; downloads nothing."""
+"""Pictures and labels of the demonstration models; reads local files and packages, downloads nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures uint8 [count][channels][height][width] (value / 255 is the model's input) and labels int64 [count]."""
+    """Pictures uint8 [count][channels][height][width] (model input: value / 255), labels int64 [count]."""
 
     name: str
     description: str
@@ -47,7 +48,7 @@ class Dataset:
 
 
 def synthetic_lesions() -> Dataset:
-    """14,000 training and 3,500 test lesions of models.lesions, 3 x 28 x 28, balanced over seven classes; takes about a minute."""
+    """14,000 training and 3,500 test lesions of models.lesions, 3 x 28 x 28, balanced; under a minute."""
     train_images, train_labels = lesions.dataset(LESION_TRAIN, LESION_TRAIN_SEED)
     test_images, test_labels = lesions.dataset(LESION_TEST, LESION_TEST_SEED)
     return Dataset(
@@ -62,15 +63,17 @@ def synthetic_lesions() -> Dataset:
 
 
 def dermamnist(path: Path) -> Dataset:
-    """DermaMNIST (real HAM10000 pictures, 28 x 28 x 3) from its npz file, as MedMNIST distributes it. Test set: its test split.
+    """DermaMNIST (real HAM10000 pictures, 28 x 28 x 3) from its npz file, as MedMNIST distributes it.
 
-    The class numbers of DermaMNIST stand for the same seven classes in the same order as models.lesions.CLASSES.
+    Its class numbers stand for models.lesions.CLASSES, in the same order; its validation split is left alone.
     Raises DataError for a missing or damaged file, and for arrays of the wrong shape, type or labels.
     """
     if not path.is_file():
         raise DataError(f"no DermaMNIST file at {path}; give the path of dermamnist.npz")
-    arrays: dict[str, Pictures | Labels] = {}
-    with _readable(path), np.load(path, allow_pickle=False) as archive:
+    arrays: dict[str, NDArray[Any]] = {}
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} cannot be read: it is not an npz file, or cut short")
+    with _readable(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         for split in ("train", "test"):
             for kind in ("images", "labels"):
                 key = f"{split}_{kind}"
@@ -88,7 +91,7 @@ def dermamnist(path: Path) -> Dataset:
         labels[split] = _checked_labels(path, numbers, len(pictures), len(lesions.CLASSES))
     return Dataset(
         name="lesion",
-        description="DermaMNIST (HAM10000, 28 x 28): real dermatoscopic pictures, research use, not for medical use",
+        description="DermaMNIST (HAM10000, 28 x 28): real dermatoscopic pictures, not for medical use",
         labels=lesions.CLASSES,
         train_images=images["train"],
         train_labels=labels["train"],
@@ -98,9 +101,9 @@ def dermamnist(path: Path) -> Dataset:
 
 
 def fashion_mnist(folder: Path = FASHION_FOLDER) -> Dataset:
-    """Fashion-MNIST's 60,000 training and 10,000 test pictures, 1 x 28 x 28, from its four IDX files (plain or .gz).
+    """Fashion-MNIST's 60,000 training and 10,000 test pictures, 1 x 28 x 28, from its four IDX files.
 
-    Raises DataError for a missing or damaged file.
+    The files may be plain or .gz. Raises DataError for a missing or damaged one.
     """
     images, labels = {}, {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -122,9 +125,9 @@ def fashion_mnist(folder: Path = FASHION_FOLDER) -> Dataset:
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 1 x 8 x 8, split at random with a fixed seed into 1,437 and 360.
+    """scikit-learn's 1,797 handwritten digits, 1 x 8 x 8, split at random (fixed seed) into 1,437 and 360.
 
-    Its grey levels 0..16 are rounded to 0..255, so that a picture file holds exactly what the network was trained on.
+    Grey levels 0..16 are stretched to 0..255, so that a picture file holds exactly what the network saw.
     Raises DataError if scikit-learn is not installed.
     """
     try:
@@ -140,7 +143,7 @@ def digits() -> Dataset:
     test, train = order[:DIGITS_TEST], order[DIGITS_TEST:]
     return Dataset(
         name="digits",
-        description="scikit-learn digits (UCI optical recognition test set, BSD licence): real 8 x 8 handwritten digits",
+        description="scikit-learn digits (from UCI optical recognition): real 8 x 8 handwritten digits",
         labels=tuple("0123456789"),
         train_images=pictures[train],
         train_labels=numbers[train],
@@ -156,17 +159,21 @@ def _channels_first(pictures: Pictures) -> Pictures:
 def _checked_labels(source: Path, numbers: NDArray[np.integer], count: int, classes: int) -> Labels:
     if not np.issubdtype(numbers.dtype, np.integer) or len(numbers) != count:
         raise DataError(f"{source}: {len(numbers)} labels of type {numbers.dtype} for {count} pictures")
-    if count == 0 or numbers.min() < 0 or numbers.max() >= classes:
-        raise DataError(f"{source}: labels must be 0..{classes - 1} and there must be some")
+    if not np.array_equal(np.unique(numbers), np.arange(classes)):
+        raise DataError(f"{source}: labels must be 0..{classes - 1}, each at least once")
     return numbers.astype(np.int64)
 
 
 def _idx(folder: Path, name: str, dimensions: int) -> Pictures:
-    """One IDX file of unsigned bytes (format: the MNIST page of LeCun et al.): magic 0x0000 08 dims, u32 sizes, data; big-endian."""
+    """One IDX file of unsigned bytes (format: LeCun et al., the MNIST page).
+
+    Bytes 0 0 8 dims, u32 sizes, data; all numbers are big-endian. Returns uint8 [sizes...].
+    """
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
         raise DataError(
-            f"no {name}(.gz) in {folder}; on Debian: apt-get install dataset-fashion-mnist, else name the folder with --data"
+            f"no {name}(.gz) in {folder}; on Debian apt-get install dataset-fashion-mnist, "
+            "elsewhere name the folder of its four files with --data"
         )
     with _readable(path):
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -177,9 +184,9 @@ def _idx(folder: Path, name: str, dimensions: int) -> Pictures:
     expected = header + math.prod(sizes)
     if len(raw) != expected:
         raise DataError(
-            f"{path} holds {len(raw)} bytes, but its header {sizes} asks for {expected}; it is cut short or damaged"
+            f"{path} holds {len(raw)} bytes, its header {sizes} asks for {expected}: it is damaged"
         )
-    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(sizes)
+    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(sizes).copy()
 
 
 @contextmanager

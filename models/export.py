@@ -19,12 +19,12 @@ OPSET = 17
 def export_onnx(
     network: nn.Module, shape: tuple[int, int, int], labels: Sequence[str], dataset: str, path: Path
 ) -> None:
-    """Writes `network` ([n][*shape] -> logits [n][len(labels)]) with input "image", output "logits" and a dynamic batch n.
+    """Writes `network` ([n][*shape] -> [n][len(labels)]) as input "image", output "logits", any batch n.
 
-    Metadata: "labels" (JSON list), "dataset" (one line), "input_range" ("[0, 1]"). Weights lie inside the file.
+    Metadata: "labels" (JSON list), "dataset" (one line), "input_range" ("[0, 1]"). Weights lie in the file.
     Raises onnx.checker.ValidationError if the exported file is not valid ONNX.
     """
-    # The tracing exporter keeps BatchNormalization after Gemm and folds it only into Conv; the newer one needs onnxscript too.
+    # The tracing exporter needs no onnxscript; it folds BatchNormalization into Conv and keeps it after Gemm.
     torch.onnx.export(
         network.eval(),
         (torch.zeros(1, *shape),),
@@ -44,7 +44,7 @@ def export_onnx(
 
 
 def onnx_logits(path: Path, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits [n][classes] of the file for pictures float32 [n][channels][height][width] in [0, 1], by ONNX Runtime."""
+    """Logits [n][classes] by ONNX Runtime for pictures float32 [n][channels][height][width] in [0, 1]."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

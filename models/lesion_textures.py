@@ -1,8 +1,8 @@
 """Pigment layers of a synthetic lesion and the dermoscopic structures painted into them.
 
-A picture is kept as densities of light absorbers and scatterers, and turned into colour only at the end. Skin colour is
-close to Beer-Lambert absorption by melanin and haemoglobin (Tsumura et al., JOSA A 16(9), 1999), so two densities give
-the range from nevus brown to angioma red, on any skin tone, without a palette per class.
+A picture is kept as densities of light absorbers and scatterers, and turned into colour only at the end. Skin
+colour is close to Beer-Lambert absorption by melanin and haemoglobin (Tsumura et al., JOSA A 16(9), 1999), so
+two densities give the range from nevus brown to angioma red, on any skin tone, without a palette per class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float64]
 
-# Optical density of one unit of absorber in R, G, B: one unit of melanin turns fair skin nevus brown, one of blood angioma red.
+# Optical density in R, G, B: one unit of melanin turns fair skin nevus brown, one of blood angioma red.
 MELANIN = np.array([0.55, 0.84, 1.10])
 BLOOD = np.array([0.34, 1.22, 1.02])
 FAIR_SKIN = np.array([232.0, 194.0, 174.0])
@@ -25,10 +25,11 @@ HAIR_BROWN = np.array([46.0, 34.0, 30.0])
 
 @dataclass
 class Layers:
-    """Density maps of one picture, all [n][n]; white and blue are blend weights in [0, 1] over the absorbed colour.
+    """Maps of one picture, all [n][n].
 
-    x, y: picture coordinates in [-1, 1]. u, v: lesion coordinates, in lesion radii. rho: distance from the lesion's
-    centre along its own contour, so that 1 is the border. inside: soft lesion mask in [0, 1].
+    x, y: picture coordinates in [-1, 1]. u, v: lesion coordinates, in lesion radii. rho: distance from the
+    lesion's centre relative to its contour, so that 1 is the border. inside: soft lesion mask in [0, 1].
+    melanin, blood: densities. white, blue: weights in [0, 1] with which those colours cover the absorbed one.
     """
 
     x: Field
@@ -44,7 +45,7 @@ class Layers:
 
 
 def smooth_field(rng: np.random.Generator, n: int, cells: int) -> Field:
-    """Random field [n][n] of unit peak, bilinear with smoothstep weights over a (cells + 1)^2 lattice of normals."""
+    """Random field [n][n] of unit peak, smoothstep-interpolated over a (cells + 1)^2 lattice of normals."""
     knots = rng.normal(size=(cells + 1, cells + 1))
     at = np.linspace(0.0, cells, n, endpoint=False)
     low = at.astype(np.int64)
@@ -54,13 +55,14 @@ def smooth_field(rng: np.random.Generator, n: int, cells: int) -> Field:
     spread[np.arange(n), low] = 1.0 - weight
     spread[np.arange(n), low + 1] = weight
     field: Field = spread @ knots @ spread.T
-    return field / np.abs(field).max()
+    field /= np.abs(field).max()
+    return field
 
 
 def _spots(
     layers: Layers, rng: np.random.Generator, count: int, width: tuple[float, float], reach: float
 ) -> Field:
-    """Union of `count` round spots [n][n] in [0, 1] within `reach` lesion radii; width: range of their radii, in lesion radii."""
+    """Union of `count` round spots, [n][n] in [0, 1]; width (range of radii) and reach in lesion radii."""
     clear = np.ones_like(layers.u)
     for _ in range(count):
         angle, away = rng.uniform(0.0, 2.0 * np.pi), reach * np.sqrt(rng.uniform())
@@ -70,9 +72,9 @@ def _spots(
 
 
 def pigment_network(layers: Layers, rng: np.random.Generator, regular: float) -> None:
-    """Honeycomb of melanin ridges. regular: 1 even over the lesion (nevus), 0 broken into patches (melanoma)."""
+    """Honeycomb of melanin ridges; regular: 1 even over the lesion (nevus), 0 in patches (melanoma)."""
     n = len(layers.u)
-    # Radians per half picture: a mesh of 4 to 7 pixels at size 28, the finest that survives the averaging down.
+    # Radians per half picture: a mesh of 4 to 7 pixels at size 28, near the finest that can be seen.
     pitch = rng.uniform(13.0, 20.0)
     bend = 2.0 * smooth_field(rng, n, 4)
     # Three plane waves at 60 degrees have their minima on a honeycomb.
@@ -85,13 +87,13 @@ def pigment_network(layers: Layers, rng: np.random.Generator, regular: float) ->
 
 
 def blue_white_veil(layers: Layers, rng: np.random.Generator) -> None:
-    """One smooth blue-grey region over part of the lesion: pigment deep in the dermis under thickened skin."""
+    """A smooth blue-grey region over part of the lesion: pigment deep in the dermis under thickened skin."""
     region = np.clip(1.6 * smooth_field(rng, len(layers.u), 3) - 0.3, 0.0, 1.0)
     layers.blue = np.maximum(layers.blue, rng.uniform(0.5, 0.9) * region * layers.inside)
 
 
 def cysts_and_openings(layers: Layers, rng: np.random.Generator) -> None:
-    """Milia-like cysts (small bright dots) and comedo-like openings (small dark plugs) of a seborrhoeic keratosis."""
+    """Milia-like cysts (bright dots) and comedo-like openings (dark plugs) of a seborrhoeic keratosis."""
     layers.white = np.maximum(
         layers.white, 0.75 * _spots(layers, rng, int(rng.integers(3, 8)), (0.07, 0.14), 0.8)
     )
@@ -146,9 +148,9 @@ def develop(layers: Layers) -> Field:
         np.clip(layers.melanin, 0.0, None)[..., None] * MELANIN
         + np.clip(layers.blood, 0.0, None)[..., None] * BLOOD
     )
-    colour = FAIR_SKIN * np.exp(-density)
+    colour: Field = FAIR_SKIN * np.exp(-density)
     colour += layers.blue[..., None] * (VEIL_BLUE - colour)
-    # White lies on or under the same skin: it darkens with the overall tone, so blend half way to it, not to paper white.
+    # Scale and scars share the skin's tone: blend towards half way between white and the brightest skin.
     colour += layers.white[..., None] * (0.5 * (SCALE_WHITE + colour.max(axis=(0, 1))) - colour)
     return colour
 

@@ -1,9 +1,10 @@
 """Synthetic seven-class skin lesions: a deterministic stand-in for HAM10000, whose pixels no package ships.
 
-The seven classes carry HAM10000's names and order (Tschandl et al., Scientific Data 5, 2018); each one draws asymmetry,
-border irregularity, colour and diameter (the ABCD rule of dermoscopy: Nachbar et al., JAAD 30(4), 1994) and its typical
-structures from its own distributions. The distributions overlap on purpose, so that no classifier can be perfect.
-Nothing here is a photograph of skin, and nothing trained on it says anything about one.
+The seven classes carry HAM10000's names and order (Tschandl et al., Scientific Data 5, 2018); each one draws
+asymmetry, border irregularity, colour and diameter (the ABCD rule of dermoscopy: Nachbar et al., JAAD 30(4),
+1994) and its typical structures from its own distributions. The distributions overlap on purpose, so that no
+classifier can be perfect. Nothing here is a photograph of skin, and nothing trained on it says anything about
+one.
 """
 
 from __future__ import annotations
@@ -15,23 +16,15 @@ from numpy.typing import NDArray
 
 from models import lesion_textures as tx
 
+# Actinic keratosis, basal cell carcinoma, benign keratosis, dermatofibroma, melanoma, nevus, vascular.
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-CLASS_NAMES = {
-    "akiec": "actinic keratosis",
-    "bcc": "basal cell carcinoma",
-    "bkl": "benign keratosis",
-    "df": "dermatofibroma",
-    "mel": "melanoma",
-    "nv": "melanocytic nevus",
-    "vasc": "vascular lesion",
-}
 
 Spread = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Distributions of one class, each (mean, standard deviation); lengths are fractions of half the picture's side."""
+    """Distributions of one class, each (mean, standard deviation); lengths in half sides of the picture."""
 
     asymmetry: Spread
     irregularity: Spread
@@ -143,7 +136,7 @@ def _add_structures(layers: tx.Layers, rng: np.random.Generator, name: str) -> N
 
 
 def _photograph(layers: tx.Layers, rng: np.random.Generator) -> tx.Field:
-    """Colour [n][n][3] with what a dermatoscope adds: hair, uneven light, a dark rim, exposure, sensor noise."""
+    """Colour [n][n][3] as photographed: with hair, uneven light, a dark rim, exposure and sensor noise."""
     colour = tx.develop(layers)
     for _ in range(min(6, int(rng.poisson(1.2)))):
         tx.draw_hair(colour, layers, rng)
@@ -156,7 +149,7 @@ def _photograph(layers: tx.Layers, rng: np.random.Generator) -> tx.Field:
 def render(label: int, rng: np.random.Generator, size: int = 28) -> NDArray[np.uint8]:
     """One picture of class CLASSES[label]: uint8 [size][size][3], RGB.
 
-    Drawn at twice the size and averaged down 2 x 2, so that hairs and vessels thinner than a pixel fade instead of breaking up.
+    Drawn at twice the size and averaged down 2 x 2, so that hairs thinner than a pixel fade, not break up.
     Raises ValueError for a label outside 0..6 or a size below 8.
     """
     if not 0 <= label < len(CLASSES):
@@ -169,15 +162,15 @@ def render(label: int, rng: np.random.Generator, size: int = 28) -> NDArray[np.u
     layers = _layers(rng, PROFILES[name], 2 * size)
     _add_structures(layers, rng, name)
     fine = _photograph(layers, rng)
-    coarse = fine.reshape(size, 2, size, 2, 3).mean(axis=(1, 3))
+    coarse: tx.Field = fine.reshape(size, 2, size, 2, 3).mean(axis=(1, 3))
     return np.clip(np.rint(coarse), 0, 255).astype(np.uint8)
 
 
 def dataset(count: int, seed: int, size: int = 28) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """`count` pictures, classes in turn (balanced): uint8 [count][size][size][3] and labels int64 [count].
 
-    Picture i depends on (seed, i) alone, not on count, so a longer data set extends a shorter one. Give training and test
-    sets different seeds.
+    Picture i depends on (seed, i) alone, not on count, so a longer data set extends a shorter one. Give
+    training and test sets different seeds.
     """
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
     images = np.empty((count, size, size, 3), dtype=np.uint8)

@@ -1,8 +1,9 @@
 """The demonstration networks: small CNNs built from what CKKS evaluates cheaply.
 
-Convolutions, average pooling and dense layers are linear; the only non-linearity is a learned quadratic per channel
-(after CryptoNets' square: Gilad-Bachrach et al., ICML 2016), one ciphertext multiplication deep. BatchNorm stands before
-every quadratic, so that its input stays near unit size and encrypted values keep a known range.
+Convolutions, average pooling and dense layers are linear; the only non-linearity is a learned quadratic per
+channel (after CryptoNets' square: Gilad-Bachrach et al., ICML 2016), one ciphertext multiplication deep.
+BatchNorm stands before every quadratic, so that its input stays near unit size and encrypted values keep a
+known range.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ MAX_VERTEX = 3.0
 
 
 class LearnedQuadratic(nn.Module):
-    """y = a x^2 + b x + c with a, b, c learned per channel; input [n][channels] or [n][channels][h][w], output alike."""
+    """y = a x^2 + b x + c with a, b, c learned per channel, on [n][channels] or [n][channels][h][w]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # softplus(-1.4) = 0.22 and tanh(0.6) = 0.54 start all channels near 0.32 x^2 + x, a soft ReLU on [-2, 2].
+        # softplus(-1.4) = 0.22 and tanh(0.6) = 0.54 start every channel near 0.32 x^2 + x.
         self.curvature = nn.Parameter(torch.full((channels,), -1.4))
         self.vertex = nn.Parameter(torch.full((channels,), 0.6))
         self.offset = nn.Parameter(torch.zeros(channels))
@@ -39,6 +40,10 @@ class LearnedQuadratic(nn.Module):
 class FrozenQuadratic(nn.Module):
     """The same function with a, b, c as constants, shaped for its input: exports as three Mul and two Add."""
 
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
     def __init__(self, learned: LearnedQuadratic, spatial: bool) -> None:
         super().__init__()
         for name, value in zip("abc", learned.coefficients(), strict=True):
@@ -50,7 +55,10 @@ class FrozenQuadratic(nn.Module):
 
 
 class Normalise(nn.Module):
-    """(x - mean) * (1 / std) per channel on [n][channels][h][w], inside the graph: clients send plain pixels in [0, 1]."""
+    """(x - mean) / std per channel on [n][channels][h][w], in the graph: clients send plain pixels."""
+
+    mean: Tensor
+    gain: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -63,7 +71,7 @@ class Normalise(nn.Module):
 
 
 def picture_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
-    """28 x 28 pictures: [n][channels][28][28] in [0, 1] -> logits [n][classes]; mean, std: [channels]. Three quadratics deep."""
+    """[n][channels][28][28] in [0, 1] -> logits [n][classes]; mean, std: [channels]. Three quadratics."""
     return nn.Sequential(
         Normalise(mean, std),
         nn.Conv2d(len(mean), 16, kernel_size=5, stride=2, padding=2),
@@ -82,7 +90,7 @@ def picture_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
 
 
 def digit_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
-    """8 x 8 pictures: [n][channels][8][8] in [0, 1] -> logits [n][classes]; mean, std: [channels]. One quadratic deep."""
+    """[n][channels][8][8] in [0, 1] -> logits [n][classes]; mean, std: [channels]. One quadratic."""
     return nn.Sequential(
         Normalise(mean, std),
         nn.Conv2d(len(mean), 4, kernel_size=3, padding=1),
@@ -95,7 +103,7 @@ def digit_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
 
 
 def frozen(network: nn.Sequential) -> nn.Sequential:
-    """The network in evaluation mode with its quadratics' coefficients as constants; the other modules are shared, not copied."""
+    """The network in evaluation mode with constant quadratics; its other modules are shared, not copied."""
     layers: list[nn.Module] = []
     spatial = True
     for layer in network:

@@ -1,4 +1,4 @@
-"""Sample inputs of the demonstration models: a few test pictures as PNG files, and 64 test rows per model as npz."""
+"""Sample inputs of the demonstration models: test pictures as PNG files, and 64 test rows as npz."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ ROWS = 64
 
 
 def write_samples(dataset: Dataset, folder: Path) -> None:
-    """Writes `<model>_<label>_<test index>.png` files, `<model>.npz`, and the model's entries of index.json into `folder`.
+    """Writes `<model>_<label>_<test index>.png`, `<model>.npz` and entries of index.json to `folder`.
 
-    The pictures are the first of each class in the test set, whether the network gets them right or not. The npz holds the
-    first 64 test rows: x float32 [64][channels][height][width] in [0, 1], and labels y int64 [64].
+    The pictures are the first of each class in the test set, whether the network gets them right or not. The
+    npz holds the first 64 test rows: x float32 [64][channels][height][width] in [0, 1], and labels y int64
+    [64].
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"

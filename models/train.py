@@ -1,4 +1,4 @@
-"""Trains a demonstration network and writes its ONNX file and sample inputs: python -m models.train lesion|fashion|digits."""
+"""Trains a demonstration network; writes its ONNX file and sample inputs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from models.sampling import write_samples
 
 HERE = Path(__file__).resolve().parent
 BATCH = 128
-# Above this size a pre-activation costs a penalty: rare large ones would widen the range that the encrypted circuit must carry.
-COMFORT = 5.0
+# A larger pre-activation costs a penalty: rare ones would widen the range that the circuit must carry.
+COMFORT, EXCESS_WEIGHT = 5.0, 10.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """epochs, peak learning rate, and the augmentation: all eight turns and flips of the square, or left-right alone, or none."""
+    """Epochs, peak learning rate, and augmentation: turns by 90 degrees, left-right mirroring."""
 
     epochs: int
     rate: float
@@ -44,7 +44,7 @@ RECIPES = {
 def inputs(pictures: NDArray[np.uint8]) -> Tensor:
     """float32 [n][channels][h][w] in [0, 1], always in a fresh contiguous tensor.
 
-    One-channel batches that kept a view's strides, such as (64, 1, 8, 1), can corrupt the heap in torch 2.13's CPU backward.
+    One-channel batches with strides such as (64, 1, 8, 1) can corrupt the heap in torch 2.13's backward.
     """
     out = torch.empty(pictures.shape, dtype=torch.float32)
     out.copy_(torch.from_numpy(pictures))
@@ -83,7 +83,7 @@ def train(network: nn.Sequential, dataset: data.Dataset, recipe: Recipe, console
                 rows = order[step * BATCH : (step + 1) * BATCH]
                 excess.clear()
                 logits = network(augment(inputs(dataset.train_images[rows]), recipe, rng))
-                loss = loss_of(logits, labels[rows]) + 10.0 * torch.stack(excess).sum()
+                loss = loss_of(logits, labels[rows]) + EXCESS_WEIGHT * torch.stack(excess).sum()
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -100,22 +100,30 @@ def torch_logits(network: nn.Module, pictures: NDArray[np.uint8]) -> NDArray[np.
     """Logits [n][classes] in evaluation mode."""
     network.eval()
     with torch.no_grad():
-        return torch.cat(
-            [network(inputs(part)) for part in np.array_split(pictures, max(1, len(pictures) // 500))]
-        ).numpy()
+        parts = np.array_split(pictures, max(1, len(pictures) // 500))
+        return torch.cat([network(inputs(part)) for part in parts]).numpy()
 
 
 def load(name: str, source: Path | None) -> data.Dataset:
+    """The data set of model `name`, from `source` where that model takes one.
+
+    Raises data.DataError if it cannot be had or is smaller than one batch.
+    """
     if name == "lesion":
-        return data.synthetic_lesions() if source is None else data.dermamnist(source)
-    if name == "fashion":
-        return data.fashion_mnist(source or data.FASHION_FOLDER)
-    if source is not None:
+        dataset = data.synthetic_lesions() if source is None else data.dermamnist(source)
+    elif name == "fashion":
+        dataset = data.fashion_mnist(source or data.FASHION_FOLDER)
+    elif source is None:
+        dataset = data.digits()
+    else:
         raise data.DataError("the digits come with scikit-learn; leave out --data")
-    return data.digits()
+    if len(dataset.train_labels) < BATCH:
+        raise data.DataError(f"{len(dataset.train_labels)} training pictures; at least {BATCH} are needed")
+    return dataset
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 done, 2 bad arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--epochs", type=int, help="default: 20 lesion, 8 fashion, 60 digits")
@@ -162,15 +170,15 @@ def main(arguments: list[str] | None = None) -> int:
     after = onnx_logits(path, inputs(dataset.test_images).numpy())
     right = after.argmax(1) == dataset.test_labels
     recalls = [right[dataset.test_labels == c].mean() for c in np.unique(dataset.test_labels)]
-    console.print(f"{dataset.description}\ntest pictures {len(right)}", markup=False, highlight=False)
-    console.print(
-        f"test accuracy  torch {np.mean(before.argmax(1) == dataset.test_labels):.4f}  ONNX Runtime {right.mean():.4f}"
-    )
-    console.print(f"mean of the classes' accuracies {np.mean(recalls):.4f}")
-    console.print(
-        f"largest |logit| {np.abs(after).max():.2f}, largest difference torch - ONNX {np.abs(before - after).max():.1e}"
-    )
-    console.print(f"wrote {path} ({path.stat().st_size} bytes)", markup=False, highlight=False)
+    in_torch = (before.argmax(1) == dataset.test_labels).mean()
+    for line in (
+        dataset.description,
+        f"accuracy on {len(right)} test pictures: torch {in_torch:.4f}, ONNX Runtime {right.mean():.4f}",
+        f"mean of the classes' accuracies: {np.mean(recalls):.4f}",
+        f"largest |logit| {np.abs(after).max():.2f}, torch - ONNX {np.abs(before - after).max():.1e}",
+        f"wrote {path} ({path.stat().st_size} bytes)",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ckks.errors import ParameterError
 from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey, Residues
 
@@ -66,9 +67,10 @@ class Backend(Protocol):
 
 def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) -> Backend:
     """The backend called `name` ("reference" or "cpu") for `parameters`. Raises ParameterError for another name."""
+    # Imported here: both modules take their protocol from this one.
     from ckks.backends.cpu import CpuBackend
+
     from ckks.backends.reference import ReferenceBackend
-    from ckks.errors import ParameterError
 
     if name == "cpu":
         return CpuBackend(parameters, threads)

@@ -1,0 +1,167 @@
+"""The C++ backend: 64-bit integer kernels for primes below 2^60, on a few threads. Agrees with `reference` bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckks.backends import Rows
+from ckks.errors import EvaluationError, ParameterError
+from ckks.kernels._cpu import Engine
+from ckks.parameters import Parameters
+from ckks.primes import smallest_root
+from ckks.types import KeySwitchKey, Residues
+
+MAX_THREADS = 256
+
+
+class CpuBackend:
+    """Backend (see ckks.backends) on `threads` threads per call; calls release the GIL and may run at the same time.
+
+    Every function raises EvaluationError for an array of the wrong type or shape, or a row, level or element that does not exist.
+    Inputs may be read-only; those that are not C-contiguous are copied first.
+    """
+
+    name = "cpu"
+
+    def __init__(self, parameters: Parameters, threads: int = 1) -> None:
+        if not 1 <= threads <= MAX_THREADS:
+            raise ParameterError(f"the number of threads must be 1..{MAX_THREADS}, got {threads}")
+        self.parameters = parameters
+        roots = [smallest_root(parameters.degree, q) for q in parameters.moduli]
+        self._engine = Engine(
+            parameters.degree,
+            parameters.moduli,
+            roots,
+            len(parameters.data_primes),
+            parameters.digit_limbs,
+            threads,
+        )
+
+    def forward(self, x: Residues, rows: Rows) -> Residues:
+        x, out = self._polynomials(x, rows), np.empty(x.shape, np.uint64)
+        self._engine.forward(x, out, rows)
+        return out
+
+    def inverse(self, x: Residues, rows: Rows) -> Residues:
+        x, out = self._polynomials(x, rows), np.empty(x.shape, np.uint64)
+        self._engine.inverse(x, out, rows)
+        return out
+
+    def add(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        a, b = self._operands(a, b, rows)
+        out = np.empty(a.shape, np.uint64)
+        self._engine.add(a, b, out, rows)
+        return out
+
+    def subtract(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        a, b = self._operands(a, b, rows)
+        out = np.empty(a.shape, np.uint64)
+        self._engine.subtract(a, b, out, rows)
+        return out
+
+    def multiply(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        a, b = self._operands(a, b, rows)
+        out = np.empty(a.shape, np.uint64)
+        self._engine.multiply(a, b, out, rows)
+        return out
+
+    def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        a = self._polynomials(a, rows)
+        scalars = _array(scalars, (len(rows),))
+        if any(int(w) >= self.parameters.moduli[r] for w, r in zip(scalars, rows, strict=True)):
+            raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+        out = np.empty(a.shape, np.uint64)
+        self._engine.multiply_scalars(a, scalars, out, rows)
+        return out
+
+    def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
+        if not terms or len(terms) != len(plains):
+            raise EvaluationError(f"a sum needs as many plaintexts as terms, got {len(plains)} and {len(terms)}")
+        shape = (len(rows), self.parameters.degree)
+        self._require_rows(rows)
+        out = np.empty((2, *shape), np.uint64)
+        self._engine.multiply_sum(
+            [_array(t, out.shape) for t in terms], [_array(p, shape) for p in plains], out, rows
+        )
+        return out
+
+    def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        self._require_rows(rows)
+        shape = (len(rows), self.parameters.degree)
+        out = np.empty((3, *shape), np.uint64)
+        self._engine.tensor(_array(a, (2, *shape)), _array(b, (2, *shape)), out, rows)
+        return out
+
+    def automorphism(self, x: Residues, element: int) -> Residues:
+        if element % 2 == 0:
+            raise EvaluationError(f"a Galois element is odd, got {element}")
+        x = _array(x, (..., self.parameters.degree))
+        out = np.empty(x.shape, np.uint64)
+        self._engine.automorphism(x, out, element % (2 * self.parameters.degree))
+        return out
+
+    def decompose(self, x: Residues, level: int) -> Residues:
+        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        x = _array(x, (level + 1, n))
+        out = np.empty((len(self.parameters.digits(level)), rows, n), np.uint64)
+        self._engine.decompose(x, out, level)
+        return out
+
+    def key_product(self, digits: Residues, key: KeySwitchKey, level: int) -> Residues:
+        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        key_rows = len(self._extended_rows(key.level))
+        if key.level < level:
+            raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
+        digits = _array(digits, (len(self.parameters.digits(level)), rows, n))
+        array = _array(key.digits, (len(self.parameters.digits(key.level)), 2, key_rows, n))
+        out = np.empty((2, rows, n), np.uint64)
+        self._engine.key_product(digits, array, out, level, key.level)
+        return out
+
+    def mod_down(self, x: Residues, level: int) -> Residues:
+        n = self.parameters.degree
+        x = _array(x, (..., len(self._extended_rows(level)), n))
+        out = np.empty((*x.shape[:-2], level + 1, n), np.uint64)
+        self._engine.mod_down(x, out, level)
+        return out
+
+    def rescale(self, x: Residues, level: int) -> Residues:
+        n = self.parameters.degree
+        self._extended_rows(level)
+        if level == 0:
+            raise EvaluationError("a ciphertext at level 0 cannot be rescaled; compile with one more level")
+        x = _array(x, (..., level + 1, n))
+        out = np.empty((*x.shape[:-2], level, n), np.uint64)
+        self._engine.rescale(x, out, level)
+        return out
+
+    def _require_rows(self, rows: Rows) -> None:
+        if not rows or not all(0 <= r < len(self.parameters.moduli) for r in rows):
+            raise EvaluationError(f"rows must name primes 0..{len(self.parameters.moduli) - 1}, got {rows}")
+
+    def _extended_rows(self, level: int) -> Rows:
+        if not 0 <= level <= self.parameters.max_level:
+            raise EvaluationError(f"levels go from 0 to {self.parameters.max_level}, got {level}")
+        return self.parameters.extended_rows(level)
+
+    def _polynomials(self, x: Residues, rows: Rows) -> Residues:
+        self._require_rows(rows)
+        return _array(x, (..., len(rows), self.parameters.degree))
+
+    def _operands(self, a: Residues, b: Residues, rows: Rows) -> tuple[Residues, Residues]:
+        a, b = self._polynomials(a, rows), self._polynomials(b, rows)
+        if b.ndim > a.ndim or a.shape[a.ndim - b.ndim :] != b.shape:
+            raise EvaluationError(f"the shape {b.shape} is not the end of the shape {a.shape}")
+        return a, b
+
+
+def _array(x: Residues, shape: tuple[object, ...]) -> Residues:
+    """x itself, C-contiguous, if it has this shape; a leading `...` stands for any leading axes."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint64 or not x.dtype.isnative:
+        raise EvaluationError(f"residues must be an array of uint64, got {getattr(x, 'dtype', type(x).__name__)}")
+    free = shape[:1] == (...,)
+    expected = shape[1:] if free else shape
+    actual = x.shape[-len(expected) :] if free else x.shape
+    if actual != expected or x.size == 0:
+        raise EvaluationError(f"residues must have the shape {list(shape)}, got {list(x.shape)}".replace("Ellipsis", "..."))
+    return np.ascontiguousarray(x)

@@ -1,0 +1,114 @@
+"""The cleartext evaluator: a circuit on plain slot vectors, exactly or with simulated noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckks.circuit import Weights
+from ckks.errors import EvaluationError
+from ckks.noise import NoiseModel
+from ckks.parameters import Parameters
+from ckks.types import Slots, same_scale
+
+
+@dataclass(frozen=True, eq=False)
+class ClearValue:
+    """What a ciphertext would hold: float64 [..., slots], with the level and scale it would have. Leading axes are independent runs."""
+
+    slots: Slots
+    level: int
+    scale: float
+
+
+class CleartextEvaluator:
+    """Evaluator[ClearValue]. Without `rng` it is exact (float64); with one, every operation adds the noise that ckks.noise predicts."""
+
+    def __init__(
+        self, parameters: Parameters, weights: Weights, rng: np.random.Generator | None = None
+    ) -> None:
+        self.parameters = parameters
+        self.weights = weights
+        self._rng = rng
+        self._noise = NoiseModel(parameters)
+
+    def encrypt(self, values: Slots, level: int, scale: float) -> ClearValue:
+        """A fresh input: float64 [..., period], repeated to fill the slots."""
+        repeats = self.parameters.slots // values.shape[-1]
+        return self._value(np.tile(values, repeats), level, scale, self._noise.fresh(scale))
+
+    def _value(self, slots: Slots, level: int, scale: float, std: float | Slots = 0.0) -> ClearValue:
+        if self._rng is not None:
+            slots = slots + self._rng.standard_normal(slots.shape) * std
+        return ClearValue(slots, level, scale)
+
+    def _weight(self, weight: str) -> Slots:
+        w = self.weights[weight]
+        return np.tile(w, self.parameters.slots // w.shape[-1])
+
+    def add(self, a: ClearValue, b: ClearValue) -> ClearValue:
+        self._require_same(a, b)
+        return ClearValue(a.slots + b.slots, a.level, a.scale)
+
+    def subtract(self, a: ClearValue, b: ClearValue) -> ClearValue:
+        self._require_same(a, b)
+        return ClearValue(a.slots - b.slots, a.level, a.scale)
+
+    def add_plain(self, a: ClearValue, weight: str) -> ClearValue:
+        return self._value(a.slots + self._weight(weight), a.level, a.scale, self._noise.encoding(a.scale))
+
+    def multiply_plain(self, a: ClearValue, weight: str, weight_scale: float) -> ClearValue:
+        std = np.abs(a.slots) * self._noise.encoding(weight_scale)
+        return self._value(a.slots * self._weight(weight), a.level, a.scale * weight_scale, std)
+
+    def multiply(self, a: ClearValue, b: ClearValue) -> ClearValue:
+        if a.level != b.level:
+            raise EvaluationError(f"operands differ: level {a.level} and {b.level}")
+        return ClearValue(a.slots * b.slots, a.level, a.scale * b.scale)
+
+    def relinearise(self, a: ClearValue) -> ClearValue:
+        return self._value(a.slots, a.level, a.scale, self._switch(a))
+
+    def rescale(self, a: ClearValue) -> ClearValue:
+        scale = a.scale / self.parameters.data_primes[a.level]
+        return self._value(a.slots, a.level - 1, scale, self._noise.rounding(scale))
+
+    def drop_level(self, a: ClearValue, level: int) -> ClearValue:
+        return ClearValue(a.slots, level, a.scale)
+
+    def rotate(self, a: ClearValue, steps: int) -> ClearValue:
+        return self._value(np.roll(a.slots, -steps, axis=-1), a.level, a.scale, self._switch(a))
+
+    def linear_transform(
+        self, a: ClearValue, weight: str, weight_scale: float, terms: tuple[tuple[int, int], ...]
+    ) -> ClearValue:
+        """Noise: each baby step's key switch passes through its diagonals, each giant step adds a key switch and two roundings
+        (mod-down before and after it); the encoding error of a diagonal multiplies the message."""
+        diagonals, slots = self.weights[weight], self.parameters.slots
+        scale = a.scale * weight_scale
+        result = np.zeros_like(a.slots)
+        variance = np.zeros_like(a.slots)
+        baby_variance = self._noise.key_switch(a.level, a.scale) ** 2
+        encoding_variance = self._noise.encoding(weight_scale) ** 2
+        for diagonal, (giant, baby) in zip(diagonals, terms, strict=True):
+            d = np.tile(diagonal, slots // diagonal.shape[-1])
+            shifted = np.roll(a.slots, -(giant + baby), axis=-1)
+            result += d * shifted
+            if self._rng is not None:
+                variance += d * d * (baby_variance if baby else 0.0) + shifted * shifted * encoding_variance
+        giants = len({giant for giant, _ in terms} - {0})
+        rounding, switch = self._noise.rounding(scale) ** 2, self._noise.key_switch(a.level, scale) ** 2
+        return self._value(
+            result, a.level, scale, np.sqrt(variance + giants * (switch + rounding) + rounding)
+        )
+
+    def _switch(self, a: ClearValue) -> float:
+        return float(np.hypot(self._noise.key_switch(a.level, a.scale), self._noise.rounding(a.scale)))
+
+    @staticmethod
+    def _require_same(a: ClearValue, b: ClearValue) -> None:
+        if a.level != b.level or not same_scale(a.scale, b.scale):
+            raise EvaluationError(
+                f"operands differ: level {a.level} and {b.level}, scale {a.scale:.6g} and {b.scale:.6g}"
+            )

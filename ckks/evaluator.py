@@ -1,0 +1,127 @@
+"""CKKS operations on ciphertexts, over any backend; holds evaluation keys and weights, never a secret key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ckks import linear
+from ckks.backends import Backend
+from ckks.circuit import Weights
+from ckks.encoded import EncodedWeights
+from ckks.errors import EvaluationError
+from ckks.types import Ciphertext, EvaluationKeys, Residues, require_same
+
+
+class CkksEvaluator:
+    """Implements ckks.interpreter.Evaluator on Ciphertext: NTT domain, residues in [0, q).
+
+    One EncodedWeights over the same parameters can serve many evaluators (one per client's keys).
+    Operations raise EvaluationError when operands do not fit, MissingKeyError when a key is not there.
+    """
+
+    def __init__(self, backend: Backend, keys: EvaluationKeys, weights: Weights | EncodedWeights) -> None:
+        if keys.parameters != backend.parameters:
+            raise EvaluationError(
+                "the evaluation keys belong to other parameters; make keys from this model's bundle"
+            )
+        self.backend = backend
+        self.keys = keys
+        self.weights = weights if isinstance(weights, EncodedWeights) else EncodedWeights(backend, weights)
+        self.parameters = backend.parameters
+
+    def add(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
+        """a + b: same level, scale and number of polynomials."""
+        return self._like(a, self.backend.add(a.polys, self._match(a, b), self.parameters.data_rows(a.level)))
+
+    def subtract(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
+        """a - b: same level, scale and number of polynomials."""
+        return self._like(
+            a, self.backend.subtract(a.polys, self._match(a, b), self.parameters.data_rows(a.level))
+        )
+
+    def add_plain(self, a: Ciphertext, weight: str) -> Ciphertext:
+        """a + weight; the weight is encoded at a's level and scale."""
+        polys = a.polys.copy()
+        plain = self.weights.vector(weight, a.level, a.scale)
+        polys[0] = self.backend.add(a.polys[0], plain, self.parameters.data_rows(a.level))
+        return self._like(a, polys)
+
+    def multiply_plain(self, a: Ciphertext, weight: str, weight_scale: float) -> Ciphertext:
+        """a * weight, slot by slot: a's level, scale a.scale * weight_scale."""
+        plain = self.weights.vector(weight, a.level, weight_scale)
+        polys = self.backend.multiply(a.polys, plain, self.parameters.data_rows(a.level))
+        return Ciphertext(polys, a.level, a.scale * weight_scale)
+
+    def multiply(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
+        """a * b as three polynomials: the common level, scale a.scale * b.scale."""
+        _require_two(a)
+        _require_two(b)
+        if a.level != b.level:
+            raise EvaluationError(
+                f"cannot multiply levels {a.level} and {b.level}; drop the higher one first"
+            )
+        polys = self.backend.tensor(a.polys, b.polys, self.parameters.data_rows(a.level))
+        return Ciphertext(polys, a.level, a.scale * b.scale)
+
+    def relinearise(self, a: Ciphertext) -> Ciphertext:
+        """Three polynomials -> two, same level and scale."""
+        if a.polys.shape[0] != 3:
+            raise EvaluationError(f"relinearisation takes three polynomials, got {a.polys.shape[0]}")
+        digits = self.backend.decompose(a.polys[2], a.level)
+        product = self.backend.key_product(digits, self.keys.relinearisation_at(a.level), a.level)
+        switched = self.backend.mod_down(product, a.level)
+        return self._like(a, self.backend.add(switched, a.polys[:2], self.parameters.data_rows(a.level)))
+
+    def rescale(self, a: Ciphertext) -> Ciphertext:
+        """Divide by the prime of a's level: one level down, scale a.scale / q_level."""
+        if a.level == 0:
+            raise EvaluationError("cannot rescale at level 0: no prime is left; give the circuit more levels")
+        polys = self.backend.rescale(a.polys, a.level)
+        return Ciphertext(polys, a.level - 1, a.scale / self.parameters.data_primes[a.level])
+
+    def drop_level(self, a: Ciphertext, level: int) -> Ciphertext:
+        """The same value and scale modulo fewer primes."""
+        if not 0 <= level <= a.level:
+            raise EvaluationError(f"cannot go from level {a.level} to level {level}")
+        return Ciphertext(np.ascontiguousarray(a.polys[:, : level + 1]), level, a.scale)
+
+    def rotate(self, a: Ciphertext, steps: int) -> Ciphertext:
+        """Slots to the left by `steps` (any sign), same level and scale."""
+        return self.rotate_many(a, (steps,))[0]
+
+    def rotate_many(self, a: Ciphertext, steps: Iterable[int]) -> list[Ciphertext]:
+        """Rotations of one ciphertext, from a single decomposition."""
+        _require_two(a)
+        wanted = [s % self.parameters.slots for s in steps]
+        rotated: dict[int, Ciphertext] = {0: a}
+        for step, extended in linear.rotations_times_p(self.backend, self.keys, a, set(wanted) - {0}).items():
+            rotated[step] = self._like(a, self.backend.mod_down(extended, a.level))
+        return [rotated[step] for step in wanted]
+
+    def linear_transform(
+        self, a: Ciphertext, weight: str, weight_scale: float, terms: linear.Terms
+    ) -> Ciphertext:
+        """A matrix by diagonals (terms: ckks.circuit.Instruction): a's level, scale a.scale * weight_scale."""
+        _require_two(a)
+        return linear.linear_transform(self.backend, self.keys, self.weights, a, weight, weight_scale, terms)
+
+    def _match(self, a: Ciphertext, b: Ciphertext) -> Residues:
+        require_same(a, b)
+        if a.polys.shape != b.polys.shape:
+            raise EvaluationError(
+                f"operands have {a.polys.shape[0]} and {b.polys.shape[0]} polynomials; relinearise first"
+            )
+        return b.polys
+
+    @staticmethod
+    def _like(a: Ciphertext, polys: Residues) -> Ciphertext:
+        return Ciphertext(polys, a.level, a.scale)
+
+
+def _require_two(a: Ciphertext) -> None:
+    if a.polys.shape[0] != 2:
+        raise EvaluationError(
+            f"this operation takes two polynomials, got {a.polys.shape[0]}; relinearise first"
+        )

@@ -1,0 +1,154 @@
+// Python bindings. ckks/backends/cpu.py checks shapes and speaks to users; here every size is checked once more, because a wrong
+// one would read or write outside an array.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "engine.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using kernels::Engine;
+using kernels::Rows;
+using kernels::u64;
+
+namespace {
+
+using In = nb::ndarray<const u64, nb::c_contig, nb::device::cpu>;  // read-only arrays (memory-mapped keys) included
+using Out = nb::ndarray<u64, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+// How many polynomials over `rows` rows an array holds.
+template <class Array>
+std::size_t polys_of(const Engine& engine, const Array& x, std::size_t rows) {
+    const std::size_t size = rows * engine.degree();
+    require(size > 0 && x.size() > 0 && x.size() % size == 0, "an array does not hold whole polynomials");
+    return x.size() / size;
+}
+
+template <class Array>
+void require_polys(const Engine& engine, const Array& x, std::size_t polys, std::size_t rows) {
+    require(polys_of(engine, x, rows) == polys, "arrays of different sizes");
+}
+
+void require_rows(const Engine& engine, const Rows& rows) {
+    for (std::size_t row : rows) require(row < engine.row_count(), "no such row");
+}
+
+void require_level(const Engine& engine, std::size_t level) { require(level < engine.data_count(), "no such level"); }
+
+using Transform = void (Engine::*)(const u64*, u64*, std::size_t, const Rows&) const;
+
+template <Transform function>
+void transform(const Engine& engine, const In& x, const Out& out, const Rows& rows) {
+    require_rows(engine, rows);
+    const std::size_t polys = polys_of(engine, x, rows.size());
+    require_polys(engine, out, polys, rows.size());
+    (engine.*function)(x.data(), out.data(), polys, rows);
+}
+
+using Binary = void (Engine::*)(const u64*, const u64*, u64*, std::size_t, std::size_t, const Rows&) const;
+
+template <Binary function>
+void binary(const Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
+    require_rows(engine, rows);
+    const std::size_t polys = polys_of(engine, a, rows.size()), b_polys = polys_of(engine, b, rows.size());
+    require_polys(engine, out, polys, rows.size());
+    require(polys % b_polys == 0, "operands do not fit");
+    (engine.*function)(a.data(), b.data(), out.data(), polys, b_polys, rows);
+}
+
+void multiply_scalars(const Engine& engine, const In& a, const In& scalars, const Out& out, const Rows& rows) {
+    require_rows(engine, rows);
+    const std::size_t polys = polys_of(engine, a, rows.size());
+    require_polys(engine, out, polys, rows.size());
+    require(scalars.size() == rows.size(), "one scalar per row");
+    engine.multiply_scalars(a.data(), scalars.data(), out.data(), polys, rows);
+}
+
+void multiply_sum(const Engine& engine, const std::vector<In>& terms, const std::vector<In>& plains, const Out& out,
+                  const Rows& rows) {
+    require_rows(engine, rows);
+    require(terms.size() == plains.size(), "one plaintext per term");
+    const std::size_t polys = polys_of(engine, out, rows.size());
+    std::vector<const u64*> x, y;
+    for (const In& term : terms) require_polys(engine, term, polys, rows.size()), x.push_back(term.data());
+    for (const In& plain : plains) require_polys(engine, plain, 1, rows.size()), y.push_back(plain.data());
+    engine.multiply_sum(x, y, out.data(), polys, rows);
+}
+
+void tensor(const Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
+    require_rows(engine, rows);
+    require_polys(engine, a, 2, rows.size());
+    require_polys(engine, b, 2, rows.size());
+    require_polys(engine, out, 3, rows.size());
+    engine.tensor(a.data(), b.data(), out.data(), rows);
+}
+
+void automorphism(const Engine& engine, const In& x, const Out& out, u64 element) {
+    const std::size_t rows = polys_of(engine, x, 1);
+    require_polys(engine, out, rows, 1);
+    require(element % 2 == 1, "a Galois element is odd");
+    engine.automorphism(x.data(), out.data(), rows, element);
+}
+
+void decompose(const Engine& engine, const In& x, const Out& out, std::size_t level) {
+    require_level(engine, level);
+    require_polys(engine, x, 1, level + 1);
+    require_polys(engine, out, engine.digit_count(level), level + 1 + engine.special_count());
+    engine.decompose(x.data(), out.data(), level);
+}
+
+void key_product(const Engine& engine, const In& digits, const In& key, const Out& out, std::size_t level,
+                 std::size_t key_level) {
+    require_level(engine, key_level);
+    require(level <= key_level, "the key is for a lower level");
+    require_polys(engine, digits, engine.digit_count(level), level + 1 + engine.special_count());
+    require_polys(engine, key, 2 * engine.digit_count(key_level), key_level + 1 + engine.special_count());
+    require_polys(engine, out, 2, level + 1 + engine.special_count());
+    engine.key_product(digits.data(), key.data(), out.data(), level, key_level);
+}
+
+void mod_down(const Engine& engine, const In& x, const Out& out, std::size_t level) {
+    require_level(engine, level);
+    const std::size_t polys = polys_of(engine, x, level + 1 + engine.special_count());
+    require_polys(engine, out, polys, level + 1);
+    engine.mod_down(x.data(), out.data(), polys, level);
+}
+
+void rescale(const Engine& engine, const In& x, const Out& out, std::size_t level) {
+    require_level(engine, level);
+    require(level > 0, "nothing to divide by at level 0");
+    const std::size_t polys = polys_of(engine, x, level + 1);
+    require_polys(engine, out, polys, level);
+    engine.rescale(x.data(), out.data(), polys, level);
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+    const auto a = "a"_a.noconvert(), b = "b"_a.noconvert(), x = "x"_a.noconvert(), out = "out"_a.noconvert();
+    const auto terms = "terms"_a.noconvert(), plains = "plains"_a.noconvert(), scalars = "scalars"_a.noconvert();
+    nb::class_<Engine>(m, "Engine")
+        .def(nb::init<std::size_t, const std::vector<u64>&, const std::vector<u64>&, std::size_t, std::size_t, std::size_t>(),
+             "degree"_a, "moduli"_a, "roots"_a, "data_count"_a, "digit_limbs"_a, "threads"_a)
+        .def("forward", transform<&Engine::forward>, x, out, "rows"_a, Unlocked())
+        .def("inverse", transform<&Engine::inverse>, x, out, "rows"_a, Unlocked())
+        .def("add", binary<&Engine::add>, a, b, out, "rows"_a, Unlocked())
+        .def("subtract", binary<&Engine::subtract>, a, b, out, "rows"_a, Unlocked())
+        .def("multiply", binary<&Engine::multiply>, a, b, out, "rows"_a, Unlocked())
+        .def("multiply_scalars", multiply_scalars, a, scalars, out, "rows"_a, Unlocked())
+        .def("multiply_sum", multiply_sum, terms, plains, out, "rows"_a, Unlocked())
+        .def("tensor", tensor, a, b, out, "rows"_a, Unlocked())
+        .def("automorphism", automorphism, x, out, "element"_a, Unlocked())
+        .def("decompose", decompose, x, out, "level"_a, Unlocked())
+        .def("key_product", key_product, "digits"_a.noconvert(), "key"_a.noconvert(), out, "level"_a, "key_level"_a, Unlocked())
+        .def("mod_down", mod_down, x, out, "level"_a, Unlocked())
+        .def("rescale", rescale, x, out, "level"_a, Unlocked());
+}

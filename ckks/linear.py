@@ -1,0 +1,90 @@
+"""Matrix times encrypted vector by generalised diagonals: double-hoisted baby steps and giant steps.
+
+Source: Bossuat, Mouchet, Troncoso-Pastoriza and Hubaux 2021 (IACR ePrint 2020/1203), section 4. The input is
+decomposed once for all baby steps; baby rotations, products and giant rotations stay modulo Q*P, and one division
+by P ends the transform. Everything modulo Q*P stands for P times the value of interest.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+
+from ckks.backends import Backend
+from ckks.encoded import EncodedWeights
+from ckks.errors import EvaluationError
+from ckks.types import Ciphertext, EvaluationKeys, Residues
+
+Terms = tuple[tuple[int, int], ...]
+
+
+def linear_transform(
+    backend: Backend,
+    keys: EvaluationKeys,
+    weights: EncodedWeights,
+    a: Ciphertext,
+    weight: str,
+    weight_scale: float,
+    terms: Terms,
+) -> Ciphertext:
+    """y[t] = sum_k diagonal_k[t] * x[t + giant_k + baby_k] for the slots x of `a` (two polynomials).
+
+    The result has a's level and scale a.scale * weight_scale. Raises EvaluationError, MissingKeyError.
+    """
+    level, slots = a.level, backend.parameters.slots
+    if not terms:
+        raise EvaluationError("a linear transform needs at least one diagonal")
+    rows = backend.parameters.extended_rows(level)
+    steps = [(giant % slots, baby % slots) for giant, baby in terms]
+    diagonals = weights.diagonals(weight, level, weight_scale, tuple(giant for giant, _ in steps))
+    babies = rotations_times_p(backend, keys, a, {baby for _, baby in steps})
+
+    def giant_step(giant: int) -> Residues:
+        chosen = [i for i, step in enumerate(steps) if step[0] == giant]
+        rotated = [babies[steps[i][1]] for i in chosen]
+        inner = backend.multiply_sum(rotated, [weights.expand(diagonals[i]) for i in chosen], rows)
+        return _rotate_giant(backend, keys, inner, level, giant) if giant else inner
+
+    giants = sorted({giant for giant, _ in steps})
+    total = reduce(lambda x, y: backend.add(x, y, rows), map(giant_step, giants))
+    return Ciphertext(backend.mod_down(total, level), level, a.scale * weight_scale)
+
+
+def rotations_times_p(
+    backend: Backend, keys: EvaluationKeys, a: Ciphertext, steps: set[int]
+) -> dict[int, Residues]:
+    """P times the rotations of `a` by each of `steps` (0..slots-1), [2][level+1+K][N] modulo Q*P each.
+
+    One decomposition serves all (hoisting: Halevi and Shoup 2018, section 5).
+    """
+    p, level = backend.parameters, a.level
+    data = p.data_rows(level)
+    factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
+    scaled = backend.multiply_scalars(a.polys, factors, data)
+    rotations = {}
+    if 0 in steps:
+        specials = np.zeros((2, len(p.special_primes), p.degree), dtype=np.uint64)  # P*c is 0 modulo them
+        rotations[0] = np.concatenate([scaled, specials], axis=1)
+    if others := sorted(steps - {0}):
+        digits = backend.decompose(a.polys[1], level)
+        for step in others:
+            element = p.galois_element(step)
+            # An automorphism maps coefficients to plus or minus coefficients, and digits are centred in a
+            # symmetric range: it commutes with decomposition.
+            key = keys.rotation(step, level)
+            product = backend.key_product(backend.automorphism(digits, element), key, level)
+            moved = backend.automorphism(scaled[0], element)
+            product[0, : level + 1] = backend.add(product[0, : level + 1], moved, data)
+            rotations[step] = product
+    return rotations
+
+
+def _rotate_giant(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
+    """Rotate [2][level+1+K][N] modulo Q*P: only the half that meets the secret key is divided by P on the way."""
+    p = backend.parameters
+    rotated = backend.automorphism(x, p.galois_element(step))
+    digits = backend.decompose(backend.mod_down(rotated[1], level), level)
+    product = backend.key_product(digits, keys.rotation(step, level), level)
+    product[0] = backend.add(product[0], rotated[0], p.extended_rows(level))
+    return product

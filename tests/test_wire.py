@@ -1,0 +1,204 @@
+"""The wire format: round trips, and no foreign byte gets through."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import (
+    SCALE,
+    random_ciphertext,
+    random_keys,
+    random_residues,
+    small_parameters,
+    tiny_model,
+    wide_parameters,
+)
+
+from ckks import seeds, wire
+from ckks.errors import FormatError
+from ckks.expanded import expand_keys, map_keys
+from ckks.parameters import Parameters
+from ckks.types import Ciphertext, KeyNeeds
+
+RNG = np.random.default_rng(7)
+PARAMETERS = [small_parameters(), wide_parameters()]
+
+
+@pytest.mark.parametrize("p", PARAMETERS, ids=str)
+def test_ciphertext_round_trip(p: Parameters) -> None:
+    for level in range(p.max_level + 1):
+        polys = random_residues(p, (2,), p.data_rows(level), RNG)
+        data = wire.dump_ciphertext(p, Ciphertext(polys, level, SCALE))
+        assert len(data) <= wire.ciphertext_limit(p, level)
+        loaded = wire.load_ciphertext(data, p, level, SCALE)
+        assert np.array_equal(loaded.polys, polys) and loaded.level == level and loaded.scale == SCALE
+
+
+@pytest.mark.parametrize("p", PARAMETERS, ids=str)
+def test_seeded_ciphertext_is_half_and_expands(p: Parameters) -> None:
+    fresh = random_ciphertext(p, p.max_level, RNG)
+    data = wire.dump_ciphertext(p, fresh)
+    loaded = wire.load_ciphertext(data, p, fresh.level, SCALE)
+    assert np.array_equal(loaded.polys[0], fresh.b)
+    assert np.array_equal(loaded.polys[1], seeds.expand(p, fresh.seed, 0, p.data_rows(fresh.level)))
+    assert len(data) < 0.52 * len(wire.dump_ciphertext(p, loaded))
+
+
+def test_seed_expansion_is_fixed() -> None:
+    """A golden value: another implementation of the wire format must draw the same polynomial."""
+    p = small_parameters()
+    row = seeds.expand(p, bytes(range(32)), 1, (2,))[0]
+    assert row.shape == (p.degree,) and row.max() < p.moduli[2]
+    assert row[:3].tolist() == [6344814, 2679280, 19335501]  # by openssl dgst -shake256
+    # Uniform: the mean of 4096 values lies within 5 standard deviations of q/2.
+    assert abs(row.mean() / p.moduli[2] - 0.5) < 5 / np.sqrt(12 * p.degree)
+
+
+def test_key_file_round_trip(tmp_path: Path) -> None:
+    for p in PARAMETERS:
+        needs = KeyNeeds(p.max_level - 1, {1: p.max_level, 5: 0})
+        keys = random_keys(p, needs, RNG)
+        source, target = tmp_path / "keys", tmp_path / "expanded"
+        wire.dump_keys(source, keys)
+        least, most = wire.key_file_size(p, needs)
+        assert least < source.stat().st_size <= most
+        expand_keys(source, target, p, needs)
+        mapped = map_keys(target, p)
+        assert mapped.relinearisation is not None and keys.relinearisation is not None
+        assert set(mapped.galois) == {p.galois_element(1), p.galois_element(5)}
+        assert np.array_equal(mapped.relinearisation.digits[:, 0], keys.relinearisation.b)
+        for element, key in keys.galois.items():
+            got = mapped.galois[element]
+            assert got.level == key.level and np.array_equal(got.digits[:, 0], key.b)
+            for j in range(key.b.shape[0]):
+                assert np.array_equal(
+                    got.digits[j, 1], seeds.expand(p, key.seed, j, p.extended_rows(key.level))
+                )
+
+
+def _header(data: bytes) -> tuple[dict, bytes]:
+    length = struct.unpack_from("<Q", data)[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def _rebuild(header: dict, payload: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def test_wrong_ciphertexts_are_refused_with_a_reason() -> None:
+    p = small_parameters()
+    data = wire.dump_ciphertext(p, random_ciphertext(p, 2, RNG))
+    header, payload = _header(data)
+
+    def with_meta(**changes: str | None) -> bytes:
+        meta = {k: v for k, v in (header["__metadata__"] | changes).items() if v is not None}
+        return _rebuild(header | {"__metadata__": meta}, payload)
+
+    assert wire.load_ciphertext(with_meta(), p, 2, SCALE).level == 2
+    cases = {
+        "empty": (b"", "truncated"),
+        "truncated": (data[:-1], "safetensors"),
+        "trailing": (data + b"\0", "safetensors"),
+        "huge header": (struct.pack("<Q", 1 << 62) + data[8:], "header"),
+        "too long": (data + bytes(wire.ciphertext_limit(p, 2)), "more than"),
+        "other parameters": (
+            wire.dump_ciphertext(PARAMETERS[1], random_ciphertext(PARAMETERS[1], 0, RNG)),
+            "parameters",
+        ),
+        "lower level": (wire.dump_ciphertext(p, random_ciphertext(p, 1, RNG)), "level 2"),
+        "scale": (with_meta(scale=(SCALE * 2).hex()), "scale"),
+        "scale nan": (with_meta(scale="nan"), "scale"),
+        "scale text": (with_meta(scale="many"), "scale"),
+        "version": (with_meta(version="2"), "version"),
+        "kind": (with_meta(kind="evaluation keys"), "expected ciphertext"),
+        "seed short": (with_meta(seed="ab"), "seed"),
+        "seed lost": (with_meta(seed=None), "limbs"),
+        "extra metadata": (with_meta(note="hello"), "metadata"),
+        "residue": (_rebuild(header, b"\xff" * 4 + payload[4:]), "not below"),
+        "shape": (_rebuild(header | {"0.0": header["0.0"] | {"shape": [2, 2048]}}, payload), "length"),
+        "no metadata": (
+            _rebuild({k: v for k, v in header.items() if k != "__metadata__"}, payload),
+            "header",
+        ),
+    }
+    for name, (bad, reason) in cases.items():
+        with pytest.raises(FormatError, match=reason):
+            print(name, wire.load_ciphertext(bad, p, 2, SCALE))
+
+
+def _mutate(data: bytes, rng: np.random.Generator, header_bytes: int) -> bytes:
+    """One to four random edits: bit flips, overwrites, cuts, insertions; half of them in the header, where structure lives."""
+    out = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        at = int(rng.integers(0, header_bytes if rng.random() < 0.5 else len(out)))
+        kind = rng.integers(0, 5)
+        if kind == 0:
+            out[at] ^= 1 << int(rng.integers(0, 8))
+        elif kind == 1:
+            out[at : at + 8] = rng.bytes(8)
+        elif kind == 2:
+            del out[at : at + int(rng.integers(1, 64))]
+        elif kind == 3:
+            out[at:at] = rng.bytes(int(rng.integers(1, 64)))
+        else:
+            out[at : at + 4] = b"\xff\xff\xff\xff"
+        if len(out) < 16:
+            break
+    return bytes(out)
+
+
+def _conforms(p: Parameters, polys: np.ndarray, level: int) -> bool:
+    q = np.array(p.moduli[: level + 1], np.uint64)[:, None]
+    return polys.shape == (2, level + 1, p.degree) and bool((polys < q).all())
+
+
+def test_ten_thousand_fuzzed_ciphertexts() -> None:
+    """Every mutant is refused with FormatError, or is conformant: in range, of the announced level, scale and parameters."""
+    p = small_parameters()
+    data = wire.dump_ciphertext(p, random_ciphertext(p, 0, RNG))
+    header_bytes = 8 + struct.unpack_from("<Q", data)[0]
+    rng, refused = np.random.default_rng(11), 0
+    for _ in range(10_000):
+        mutant = _mutate(data, rng, header_bytes)
+        try:
+            loaded = wire.load_ciphertext(mutant, p, 0, SCALE)
+        except FormatError:
+            refused += 1
+        else:
+            assert _conforms(p, loaded.polys, 0) and loaded.scale == SCALE
+    assert refused > 5_000
+
+
+def test_ten_thousand_fuzzed_key_files(tmp_path: Path) -> None:
+    p = small_parameters()
+    needs = KeyNeeds(0, {1: 0})
+    source = tmp_path / "keys"
+    wire.dump_keys(source, random_keys(p, needs, RNG))
+    data = source.read_bytes()
+    header_bytes = 8 + struct.unpack_from("<Q", data)[0]
+    rng, refused = np.random.default_rng(12), 0
+    names = wire.key_names(p, needs)
+    q = np.array([p.moduli[r] for r in p.extended_rows(0)], np.uint64)[:, None]
+    for _ in range(10_000):
+        source.write_bytes(_mutate(data, rng, header_bytes))
+        try:
+            file = wire.KeyFile(source, p, needs)
+            keys = [file.read(name) for name in names]
+        except FormatError:
+            refused += 1
+        else:
+            assert all(key.shape == (1, 2, 2, p.degree) and (key < q).all() for key in keys)
+    assert refused > 5_000
+
+
+def test_keys_for_another_model_are_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    p, needs = model.bundle.checked_parameters(), model.bundle.key_needs()
+    wire.dump_keys(tmp_path / "keys", random_keys(p, KeyNeeds(1, {1: 2}), RNG))
+    with pytest.raises(FormatError, match="this model's keys"):
+        wire.KeyFile(tmp_path / "keys", p, needs)
