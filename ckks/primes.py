@@ -8,13 +8,13 @@ from ckks.errors import ParameterError
 
 MAX_PRIME_BITS = 60  # SEAL's limit for a coefficient modulus, and what the 64-bit kernels are proved for
 
-# The first twelve primes as bases make Miller-Rabin exact below 3.3e24 (Sorenson and Webster 2015).
+# The first twelve primes as bases make Miller-Rabin exact below 3.18e23 (Sorenson and Webster 2015).
 _WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 
 
 @lru_cache(maxsize=4096)
 def is_prime(n: int) -> bool:
-    """Exact primality for n < 3.3e24 (deterministic Miller-Rabin)."""
+    """Exact primality for n < 3.18e23 (deterministic Miller-Rabin)."""
     if n < 2 or any(n % p == 0 for p in _WITNESSES):
         return n in _WITNESSES
     twos = ((n - 1) & (1 - n)).bit_length() - 1

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 
-from ckks import modular
 from ckks.backends.reference import ReferenceBackend
 from ckks.encoder import Encoder
 from ckks.parameters import Parameters
@@ -113,6 +112,3 @@ def centred(residues: Residues, moduli: tuple[int, ...]) -> list[int]:
 def lift(values: list[int], moduli: tuple[int, ...]) -> Residues:
     """Python integers -> residues [row][len(values)]."""
     return np.array([[v % q for v in values] for q in moduli], dtype=np.uint64)
-
-
-__all__ = ["ToyClient", "centred", "lift", "make_parameters", "modular"]

@@ -76,7 +76,9 @@ class CpuBackend:
 
     def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
         if not terms or len(terms) != len(plains):
-            raise EvaluationError(f"a sum needs as many plaintexts as terms, got {len(plains)} and {len(terms)}")
+            raise EvaluationError(
+                f"a sum needs as many plaintexts as terms, got {len(plains)} and {len(terms)}"
+            )
         shape = (len(rows), self.parameters.degree)
         self._require_rows(rows)
         out = np.empty((2, *shape), np.uint64)
@@ -158,10 +160,14 @@ class CpuBackend:
 def _array(x: Residues, shape: tuple[object, ...]) -> Residues:
     """x itself, C-contiguous, if it has this shape; a leading `...` stands for any leading axes."""
     if not isinstance(x, np.ndarray) or x.dtype != np.uint64 or not x.dtype.isnative:
-        raise EvaluationError(f"residues must be an array of uint64, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise EvaluationError(
+            f"residues must be an array of uint64, got {getattr(x, 'dtype', type(x).__name__)}"
+        )
     free = shape[:1] == (...,)
     expected = shape[1:] if free else shape
     actual = x.shape[-len(expected) :] if free else x.shape
     if actual != expected or x.size == 0:
-        raise EvaluationError(f"residues must have the shape {list(shape)}, got {list(x.shape)}".replace("Ellipsis", "..."))
+        raise EvaluationError(
+            f"residues must have the shape {list(shape)}, got {list(x.shape)}".replace("Ellipsis", "...")
+        )
     return np.ascontiguousarray(x)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from ckks.types import Residues
 
 class Engine:
-    """The compiled functions of ckks.backends.cpu; every result is written to `out`. Wrong sizes raise ValueError, wrong types TypeError."""
+    """The compiled functions of ckks.backends.cpu; every result is written to `out`."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ void Engine::forward(const u64* x, u64* out, std::size_t polys, const Rows& rows
         u64* const a = out + i * degree_;
         std::copy_n(x + i * degree_, degree_, a);
         table.forward_lazy(a);
-        for (std::size_t k = 0; k < degree_; ++k) a[k] = table.modulus().reduce_four(a[k]);
+        for (std::size_t k = 0; k < degree_; ++k) a[k] = table.modulus().reduce_eight(a[k]);
     });
 }
 
@@ -151,7 +151,7 @@ void Engine::decompose(const u64* x, u64* out, std::size_t level) const {
         }
         basis(j).convert(y.get() + j * digit_limbs_ * degree_, u.get() + j * degree_, to, row, degree_);
         tables_[row].forward_lazy(to);
-        for (std::size_t k = 0; k < degree_; ++k) to[k] = modulus(row).reduce_four(to[k]);
+        for (std::size_t k = 0; k < degree_; ++k) to[k] = modulus(row).reduce_eight(to[k]);
     });
 }
 
@@ -197,8 +197,8 @@ void Engine::divide(const u64* x, u64* out, std::size_t polys, std::size_t kept,
         u64* const to = out + i * degree_;
         basis.convert(y.get() + p * dropped * degree_, u.get() + p * degree_, to, row, degree_);
         tables_[row].forward_lazy(to);
-        // The transform leaves [0, 4q), so the difference is in (0, 5q): any 64-bit value may be multiplied.
-        for (std::size_t k = 0; k < degree_; ++k) to[k] = m.multiply(from[k] + 4 * m.q - to[k], inverse);
+        // The transform leaves [0, 8q), so the difference is in (0, 9q): any 64-bit value may be multiplied.
+        for (std::size_t k = 0; k < degree_; ++k) to[k] = m.multiply(from[k] + 8 * m.q - to[k], inverse);
     });
 }
 

@@ -1,6 +1,7 @@
 // Arithmetic modulo one prime q, 2^19 < q < 2^60.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -38,16 +39,17 @@ struct Modulus {
 
     // z mod q, in [0, 3q), for z < 2^(bits+63): Barrett with three errors below one each, from cutting z, the inverse and the product.
     u64 reduce_lazy(u128 z) const {
-        const u64 top = static_cast<u64>(z >> (bits - 1));
+        const u64 top = static_cast<u64>(z >> 64) << (65 - bits) | static_cast<u64>(z) >> (bits - 1);
         const u64 quotient = static_cast<u64>((u128(top) * inverse) >> 64);
         return static_cast<u64>(z) - quotient * q;
     }
     u64 reduce(u128 z) const { return minus_if(minus_if(reduce_lazy(z), q), q); }
 
-    // [0, 4q) to [0, q)
-    u64 reduce_four(u64 x) const { return minus_if(minus_if(x, 2 * q), q); }
+    // [0, 8q) to [0, q)
+    u64 reduce_eight(u64 x) const { return minus_if(minus_if(minus_if(x, 4 * q), 2 * q), q); }
 
-    static u64 minus_if(u64 x, u64 m) { return x >= m ? x - m : x; }
+    // x - m if that is not negative, else x. As a minimum it never becomes a branch, which random residues would mispredict.
+    static u64 minus_if(u64 x, u64 m) { return std::min(x, x - m); }
 
     u64 power(u64 base, u64 exponent) const {
         u64 result = 1;

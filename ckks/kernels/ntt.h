@@ -20,7 +20,7 @@ public:
     const Modulus& modulus() const { return modulus_; }
     Scale scale(u64 constant) const;
 
-    // In place. forward: [0, 4q) -> [0, 4q). inverse: [0, 2q) -> [0, q).
+    // In place. forward: [0, 8q) -> [0, 8q). inverse: [0, 4q) -> [0, q).
     void forward_lazy(u64* a) const;
     void inverse(u64* a, const Scale& scale) const;
 

@@ -1,0 +1,208 @@
+"""The whole compiler as one function: an ONNX file in, a compiled model out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ckks.bundle import Bundle, InputSpec, OutputSpec, RotationKey
+from ckks.bundle import Packing as SlotPacking
+from ckks.circuit import Circuit, Op, Weights
+from ckks.errors import ModelError
+from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
+from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
+from ckks.verify import verify
+from compiler.condition import Program, condition
+from compiler.fold import fold
+from compiler.graph import Array, Graph, Shape
+from compiler.layouts import Layout
+from compiler.levels import Levels, assign_levels
+from compiler.lower import lower
+from compiler.onnx_import import load_onnx
+from compiler.operators import build_graph
+from compiler.pack import Packing, pack
+from compiler.parameters import MAX_SCALE_BITS, MIN_SCALE_BITS, Modulus, cheapest, digit_choices, fits
+from compiler.precision import promised_error
+from compiler.report import make_report
+
+DEFAULT_PRECISION = 1e-3
+RANDOM_ROWS = 64
+MAX_CALIBRATION_ROWS = 512
+OUTPUT_MARGIN = (
+    3  # bits: inputs outside the calibration data may give larger values, which must not wrap around
+)
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Compiled:
+    parameters: Parameters
+    circuit: Circuit
+    weights: Weights
+    packing: Packing
+    promised: float
+
+
+def compile_model(
+    onnx_path: Path,
+    *,
+    calibration: npt.NDArray[np.float64] | None = None,
+    precision: float = DEFAULT_PRECISION,
+    name: str,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compile a trained ONNX model for encrypted inputs.
+
+    calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range. precision: the largest
+    promised error of a logit, relative to the largest calibrated |logit|. progress(stage) is called before each stage.
+    Raises ModelError naming the node and the remedy; never a set below 128-bit security.
+    """
+    start = time.perf_counter()
+    say = progress or (lambda stage: None)
+    if not 0 < precision < 1:
+        raise ModelError(
+            f"precision must be between 0 and 1 (relative to the largest logit), got {precision}"
+        )
+    say("reading")
+    graph = build_graph(load_onnx(onnx_path))
+    rows = _calibration_rows(graph, calibration)
+    say("folding")
+    program = condition(fold(graph), rows)
+    levels = assign_levels(program)
+    target = precision * max(program.largest_output, 1e-12)
+    compiled = _fit(graph, program, levels, rows, target, say)
+    say("verifying")
+    bundle = _bundle(name, graph, program, compiled)
+    verify(compiled.circuit, bundle, compiled.weights)
+    report = make_report(
+        compiled.circuit, compiled.parameters, program, compiled.packing, bundle, time.perf_counter() - start
+    )
+    return CompiledModel(bundle, compiled.circuit, compiled.weights, report)
+
+
+def _calibration_rows(graph: Graph, calibration: npt.NDArray[np.float64] | None) -> Array:
+    """Calibration rows flat, float64 [rows][elements]. Raises ModelError for rows that are not inputs of the model."""
+    source = graph.nodes[0]
+    shape = source.shape
+    if calibration is None:
+        draw = np.random.default_rng(0)
+        return draw.uniform(graph.low, graph.high, (RANDOM_ROWS, math.prod(shape)))
+    rows = np.asarray(calibration, dtype=np.float64)
+    wanted = shape[1:] if len(shape) > 1 else shape
+    if rows.ndim < 1 or rows.shape[1:] != wanted or not len(rows) or not np.isfinite(rows).all():
+        raise ModelError(
+            f"calibration rows must be finite and of shape [rows, {', '.join(map(str, wanted))}], got {rows.shape}"
+        )
+    return rows[:MAX_CALIBRATION_ROWS].reshape(min(len(rows), MAX_CALIBRATION_ROWS), -1)
+
+
+def _fit(
+    graph: Graph, program: Program, levels: Levels, rows: Array, target: float, say: Progress
+) -> _Compiled:
+    """The smallest ring, and in it the smallest scale, that keeps the promise."""
+    elements = max(math.prod(t.shape) for t in program.tensors)
+    for log_degree in range(MIN_LOG_DEGREE, MAX_LOG_DEGREE + 1):
+        degree = 1 << log_degree
+        usable = [
+            bits
+            for bits in range(MIN_SCALE_BITS, MAX_SCALE_BITS + 1)
+            if fits(degree, _modulus(program, levels, bits))
+        ]
+        if elements > degree // 2 or not usable:
+            continue
+        say(f"packing for N=2^{log_degree}")
+        packing = pack(program, levels, degree // 2)
+        found = _smallest_scale(graph, program, levels, packing, rows, target, usable, say)
+        if found is not None:
+            return found
+    raise ModelError(
+        f"no secure parameters fit {levels.top} levels, tensors of up to {elements} elements and this precision; "
+        "use fewer activations, a smaller picture or a larger precision"
+    )
+
+
+def _modulus(program: Program, levels: Levels, scale_bits: int) -> Modulus:
+    base_bits = scale_bits + 1 + OUTPUT_MARGIN + math.ceil(math.log2(program.largest))
+    return Modulus(scale_bits, base_bits, levels.top)
+
+
+def _smallest_scale(
+    graph: Graph,
+    program: Program,
+    levels: Levels,
+    packing: Packing,
+    rows: Array,
+    target: float,
+    usable: list[int],
+    say: Progress,
+) -> _Compiled | None:
+    """Search the scale: the error halves with every bit, so that one simulation predicts where the target lies."""
+    best: _Compiled | None = None
+    low, high = usable[0], usable[-1]
+    bits = min(max(30, low), high)
+    while low <= high:
+        say(f"simulating noise at scale 2^{bits}")
+        tried = _at_scale(graph, program, levels, packing, rows, bits)
+        if tried is not None and tried.promised <= target:
+            best, high = tried, bits - 1
+        else:
+            low = bits + 1
+        step = math.ceil(math.log2(tried.promised / target)) if tried is not None else 1
+        bits = min(max(bits + step, low), high)
+    return best
+
+
+def _at_scale(
+    graph: Graph, program: Program, levels: Levels, packing: Packing, rows: Array, bits: int
+) -> _Compiled | None:
+    degree = 2 * packing.slots
+    choices = digit_choices(degree, _modulus(program, levels, bits))
+    if not choices:
+        return None
+    circuit, _ = lower(program, packing, levels, choices[0], 2.0**bits, graph.output_name)
+    parameters = cheapest(choices, circuit)
+    circuit, weights = lower(program, packing, levels, parameters, 2.0**bits, graph.output_name)
+    promised = promised_error(circuit, weights, parameters, rows, _ends(program, packing))
+    return _Compiled(parameters, circuit, weights, packing, promised)
+
+
+def _ends(program: Program, packing: Packing) -> tuple[Layout, Layout]:
+    return packing.layouts[id(program.tensors[0])], packing.layouts[id(program.tensors[-1])]
+
+
+def _bundle(name: str, graph: Graph, program: Program, compiled: _Compiled) -> Bundle:
+    circuit = compiled.circuit
+    needs = circuit.key_needs()
+    first = next(i for i in circuit.instructions if i.op is Op.INPUT)
+    last = circuit.instructions[-1]
+    source, result = _ends(program, compiled.packing)
+    return Bundle(
+        kind="he-serve bundle",
+        schema_version=1,
+        name=name,
+        description=graph.description,
+        parameters=compiled.parameters.to_json(),
+        input=InputSpec(
+            name=first.name, packing=_slots(source, program.tensors[0].shape), low=graph.low, high=graph.high,
+            level=first.level, scale=first.scale,
+        ),
+        output=OutputSpec(
+            name=last.name, packing=_slots(result, program.tensors[-1].shape), labels=list(graph.labels),
+            level=last.level, scale=last.scale,
+        ),
+        relinearisation_level=needs.relinearisation,
+        rotations=[RotationKey(steps=s, level=level) for s, level in needs.rotations.items()],
+        promised_error=compiled.promised,
+        circuit_digest=sha256(circuit_bytes(circuit)),
+        weights_digest=sha256(weight_bytes(compiled.weights)),
+    )  # fmt: skip
+
+
+def _slots(layout: Layout, shape: Shape) -> SlotPacking:
+    return SlotPacking(shape=list(shape[1:]) or [1], slots=layout.slots.tolist(), period=layout.period)

@@ -1,0 +1,246 @@
+"""Conditioning: ranges from calibration data, completed squares, and values scaled to one size before they are encrypted numbers.
+
+Every base x is computed as u = gain * (x + shift), gain and shift per element and folded into the affine maps around it:
+- a quadratic a x^2 + b x + c is a (x + b/2a)^2 + const, so with shift = b/2a it costs one squaring and one level;
+- noise is the same in every slot, so elements of equal size lose the least precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array
+
+from ckks.errors import ModelError
+from compiler.fold import AffineBase, Base, InputBase, Polynomial
+from compiler.graph import Array, Shape
+
+MAX_SHIFT = 16.0  # in units of the calibrated range: a larger vertex would drown the values in the square of the shift
+MIN_SPREAD = 1 / 16  # elements that hardly vary are scaled up to this fraction of the largest at most
+# A square is computed at a size of 2^3: the rounding noise of ciphertexts (absolute) then weighs as much as that of weights.
+SQUARE_SIZE = 8.0
+
+
+class Function(str, Enum):
+    """What is computed of a tensor before a linear transform."""
+
+    IDENTITY = "identity"
+    SQUARE = "square"
+    POLYNOMIAL = "polynomial"
+
+
+@dataclass(frozen=True, eq=False)
+class InputTensor:
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTensor:
+    """bias + sum of matrix @ activation."""
+
+    layer: str
+    terms: tuple[tuple[Activation, csr_array], ...]
+    bias: Array
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class ProductTensor:
+    layer: str
+    left: Tensor
+    right: Tensor
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """function(tensor); coefficients [degree+1][elements] for POLYNOMIAL only."""
+
+    tensor: Tensor
+    function: Function
+    coefficients: Array | None = None
+
+    @property
+    def depth(self) -> int:
+        """Levels it consumes."""
+        if self.coefficients is None:
+            return 1 if self.function is Function.SQUARE else 0
+        return (len(self.coefficients) - 1).bit_length()  # ceil(log2(degree + 1))
+
+
+Tensor = InputTensor | AffineTensor | ProductTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Tensors in topological order, input first, output last. largest: bound on |value| of any square, product or output calibrated."""
+
+    tensors: tuple[Tensor, ...]
+    largest: float
+    largest_output: float
+
+    def layer_of(self, tensor: Tensor) -> str:
+        return tensor.name if isinstance(tensor, InputTensor) else tensor.layer
+
+
+def bases_in_order(output: Base) -> list[Base]:
+    """All bases that `output` depends on, operands first, `output` last."""
+    order: list[Base] = []
+    seen = set[int]()
+    work: list[tuple[Base, bool]] = [(output, False)]
+    while work:
+        base, ready = work.pop()
+        if ready:
+            order.append(base)
+        elif id(base) not in seen:
+            seen.add(id(base))
+            work.append((base, True))
+            work += [(operand, False) for operand in _operands(base)]
+    return order
+
+
+def _operands(base: Base) -> list[Base]:
+    if isinstance(base, InputBase):
+        return []
+    return [p.base for p, _ in base.terms] if isinstance(base, AffineBase) else [base.left, base.right]
+
+
+def _apply(p: Polynomial, x: Array) -> Array:
+    result = np.zeros_like(x)
+    for c in p.coefficients[::-1]:
+        result = result * x + c
+    return result
+
+
+def forward(order: list[Base], rows: Array) -> Mapping[int, Array]:
+    """Values float64 [rows][elements] of every base, by id, for input rows [rows][elements]. Raises ModelError on overflow."""
+    values: dict[int, Array] = {}
+    with np.errstate(all="ignore"):
+        for base in order:
+            if isinstance(base, InputBase):
+                value = rows
+            elif isinstance(base, AffineBase):
+                value = (
+                    sum((_apply(p, values[id(p.base)]) @ m.T for p, m in base.terms), np.zeros(1)) + base.bias
+                )
+            else:
+                value = values[id(base.left)] * values[id(base.right)]
+            if not np.isfinite(value).all():
+                layer = "the input" if isinstance(base, InputBase) else f"layer {base.layer!r}"
+                raise ModelError(
+                    f"{layer}: values overflow on the calibration data; check its range and the model's weights"
+                )
+            values[id(base)] = value
+    return values
+
+
+def condition(output: AffineBase, rows: Array) -> Program:
+    """The program for `output`, with ranges taken from calibration rows [rows][input elements]. Raises ModelError."""
+    order = bases_in_order(output)
+    values = forward(order, rows)
+    largest = max(1.0, float(np.abs(values[id(output)]).max()))
+    tensors: dict[int, Tensor] = {}
+    gains: dict[int, Array] = {}
+    shifts: dict[int, Array] = {}
+    activations: dict[tuple[int, str], Activation] = {}
+    for base in order:
+        value, size = values[id(base)], math.prod(base.shape)
+        gain, shift = np.ones(size), np.zeros(size)
+        tensor: Tensor
+        if isinstance(base, InputBase):
+            tensor = InputTensor(base.name, base.shape)
+        elif isinstance(base, AffineBase):
+            if base is not output:
+                gain, shift = _frame(base, order, value)
+            terms: dict[int, tuple[Activation, csr_array]] = {}
+            bias = base.bias + shift
+            for p, matrix in base.terms:
+                source = id(p.base)
+                activation, factor, constant = _activation(
+                    p, tensors[source], gains[source], shifts[source], values[source], activations
+                )
+                bias = bias + matrix @ constant
+                scaled = csr_array(diags_array(gain) @ matrix @ diags_array(factor))
+                if id(activation) in terms:
+                    scaled = csr_array(terms[id(activation)][1] + scaled)
+                terms[id(activation)] = activation, scaled
+            tensor = AffineTensor(base.layer, tuple(terms.values()), gain * bias, base.shape)
+        else:
+            gain = gains[id(base.left)] * gains[id(base.right)]
+            tensor = ProductTensor(base.layer, tensors[id(base.left)], tensors[id(base.right)], base.shape)
+        tensors[id(base)], gains[id(base)], shifts[id(base)] = tensor, gain, shift
+        if base is not output:
+            largest = max(largest, float(np.abs(gain * (value + shift)).max()) ** 2)
+    return Program(tuple(tensors[id(b)] for b in order), largest, float(np.abs(values[id(output)]).max()))
+
+
+def _frame(base: AffineBase, order: list[Base], value: Array) -> tuple[Array, Array]:
+    """gain and shift of an affine base that is not the output."""
+    uses = [
+        p
+        for user in order
+        if isinstance(user, AffineBase)
+        for p, _ in user.terms
+        if p.base is base and p.degree > 1
+    ]
+    multiplied = any(
+        base is operand for user in order if not isinstance(user, AffineBase) for operand in _operands(user)
+    )
+    shift = np.zeros(value.shape[1])
+    if not multiplied:
+        shift = next((s for p in uses if (s := _vertex(p, value)) is not None), shift)
+    spread = np.abs(value + shift).max(axis=0)
+    spread = np.maximum(spread, max(float(spread.max()) * MIN_SPREAD, 1e-30))
+    size = SQUARE_SIZE if all(p.degree == 2 for p in uses) else 1.0  # high powers need |u| <= 1
+    return size / spread, shift
+
+
+def _vertex(p: Polynomial, value: Array) -> Array | None:
+    """b/2a of a quadratic a x^2 + b x + c; None if it is no quadratic or some vertex lies too far out."""
+    if p.degree != 2:
+        return None
+    _, b, a = p.coefficients
+    if ((a == 0) & (b != 0)).any():
+        return None
+    shift: Array = np.divide(b, 2 * a, out=np.zeros_like(a), where=a != 0)
+    return shift if np.abs(shift).max() <= MAX_SHIFT * max(float(np.abs(value).max()), 1e-30) else None
+
+
+def _activation(
+    p: Polynomial,
+    tensor: Tensor,
+    gain: Array,
+    shift: Array,
+    value: Array,
+    known: dict[tuple[int, str], Activation],
+) -> tuple[Activation, Array, Array]:
+    """An activation v with p(x) = factor * v(u) + constant, and factor and constant [elements]."""
+    q = _reframed(p.coefficients, gain, shift)
+    u = gain * (value + shift)
+    if p.degree == 1:
+        key, function, factor, coefficients = (id(tensor), "identity"), Function.IDENTITY, q[1], None
+    # What is left of a completed square's linear coefficient is float64 rounding.
+    elif p.degree == 2 and (np.abs(q[1]) <= 1e-12 * (np.abs(p.coefficients[1] / gain) + np.abs(q[2]))).all():
+        key, function, factor, coefficients = (id(tensor), "square"), Function.SQUARE, q[2], None
+    else:
+        q0, q[0] = q[0].copy(), 0.0
+        size = max(float(np.abs(_apply(Polynomial(p.base, q), u)).max()), 1e-30)
+        key, function = (id(tensor), f"polynomial {id(p)}"), Function.POLYNOMIAL
+        factor, coefficients = np.full(len(gain), size), q / size
+        q[0] = q0
+    activation = known.setdefault(key, Activation(tensor, function, coefficients))
+    return activation, factor, q[0]
+
+
+def _reframed(coefficients: Array, gain: Array, shift: Array) -> Array:
+    """Coefficients in u of a polynomial in x = u / gain - shift."""
+    result = np.zeros_like(coefficients)
+    for k, c in enumerate(coefficients):
+        for i in range(k + 1):
+            result[i] += c * math.comb(k, i) * (-shift) ** (k - i) * gain ** -float(i)
+    return result

@@ -1,0 +1,81 @@
+"""The compiler's own graph: five node types over flat tensors. Elements are in C order; shapes keep the batch axis of 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+Array = npt.NDArray[np.float64]
+Shape = tuple[int, ...]
+
+MAX_ELEMENTS = 1 << 20  # of any tensor, fused away or not
+MAX_NONZEROS = 1 << 24  # of any one matrix: 200 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The model's input."""
+
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """matrix @ x + bias. matrix: [elements of the result][elements of x]."""
+
+    layer: str
+    x: int
+    matrix: csr_array
+    bias: Array
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise:
+    """gain * x + offset, element by element: float64 [elements]. A change of shape alone has gain 1 and offset 0."""
+
+    layer: str
+    x: int
+    gain: Array
+    offset: Array
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """x + y, equal shapes."""
+
+    layer: str
+    x: int
+    y: int
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """x * y element by element, equal shapes."""
+
+    layer: str
+    x: int
+    y: int
+    shape: Shape
+
+
+Node = Source | Linear | Elementwise | Sum | Product
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in topological order; operands are indices; node 0 is the one Source. low, high: the declared range of the input."""
+
+    nodes: tuple[Node, ...]
+    output: int
+    output_name: str
+    labels: tuple[str, ...]
+    low: float
+    high: float
+    description: str

@@ -1,0 +1,70 @@
+"""Layouts: where the elements of a tensor lie in a slot vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.graph import Shape
+from compiler.matrices import Index
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Element i is at slots[i] + k*period for every k. slots: int64 [elements], distinct, below the period, a power of two."""
+
+    name: str
+    slots: Index
+    period: int
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def candidates(shape: Shape, slots: int) -> list[Layout]:
+    """Layouts to choose from for a tensor of `shape` (batch axis included), all with a period of at most `slots`.
+
+    Channel planes on grids padded to powers of two keep the offsets of a convolution the same in every plane; multiplexed planes
+    (Lee et al. 2022, "Low-complexity deep convolutional neural networks on FHE using multiplexed parallel convolutions", section 4)
+    interleave channels in the gaps that strides leave; polyphase planes split a picture by the phase of the stride that follows.
+    """
+    size = math.prod(shape)
+    found = [Layout("dense", np.arange(size), power_of_two(size))]
+    if len(shape) in (3, 4) and size > shape[1]:
+        channels, *rest = shape[1:]
+        height, width = rest if len(rest) == 2 else (1, rest[0])
+        c, y, x = (a.reshape(-1) for a in np.indices((channels, height, width)))
+        found += [_grid("planes", 1, c, y, x), _rows(c, y, x, height)]
+        for gap in (2, 4):
+            if channels > 1:
+                block, inside = np.divmod(c, gap * gap) if height > 1 else np.divmod(c, gap)
+                dy, dx = np.divmod(inside, gap) if height > 1 else (0 * inside, inside)
+                rows = y * gap + dy if height > 1 else y
+                found.append(_grid(f"multiplexed {gap}", 1, block, rows, x * gap + dx))
+            if height % gap == 0 or width % gap == 0:
+                py = y % gap if height > 1 else 0 * y
+                plane = (c * (gap if height > 1 else 1) + py) * gap + x % gap
+                found.append(_grid(f"polyphase {gap}", 1, plane, y // gap if height > 1 else y, x // gap))
+        last = power_of_two(channels)
+        found.append(_grid("channels last", last, 0 * c, y, x, c))
+    unique: dict[bytes, Layout] = {}
+    for layout in found:
+        if layout.period <= slots:
+            unique.setdefault(layout.slots.tobytes() + layout.period.to_bytes(8, "little"), layout)
+    return list(unique.values())
+
+
+def _grid(name: str, step: int, plane: Index, y: Index, x: Index, inner: Index | int = 0) -> Layout:
+    height, width = power_of_two(int(y.max()) + 1), power_of_two(int(x.max()) + 1)
+    slots = ((plane * height + y) * width + x) * step + inner
+    return Layout(name, slots, power_of_two(int(plane.max()) + 1) * height * width * step)
+
+
+def _rows(plane: Index, y: Index, x: Index, height: int) -> Layout:
+    width = power_of_two(int(x.max()) + 1)
+    slots = (plane * height + y) * width + x
+    return Layout("rows", slots, power_of_two(int(slots.max()) + 1))

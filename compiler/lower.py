@@ -1,0 +1,190 @@
+"""Lowering: tensors in layouts become instructions with exact levels and scales, for given primes.
+
+Every multiplication is followed by a rescale. A linear transform's weight scale is chosen so that its result has the base scale exactly;
+squares and products let the scale drift by q / scale, and the next transform takes the drift back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckks.circuit import Circuit, Instruction, Op, Weights
+from ckks.parameters import Parameters
+from compiler.condition import Activation, AffineTensor, Function, InputTensor, Program, Tensor
+from compiler.graph import Array
+from compiler.layouts import Layout
+from compiler.levels import Levels
+from compiler.pack import Packing, spread
+
+MAX_LAYER_NAME = 200  # the circuit format's limit
+
+
+@dataclass(frozen=True)
+class _Value:
+    index: int
+    level: int
+    scale: float
+
+
+def lower(
+    program: Program, packing: Packing, levels: Levels, parameters: Parameters, scale: float, output: str
+) -> tuple[Circuit, Weights]:
+    """The circuit and its weights; input and every affine result are at `scale`."""
+    emitter = _Emitter(parameters, scale)
+    tensors: dict[int, _Value] = {}
+    activations: dict[int, _Value] = {}
+    for t in program.tensors:
+        level = levels.tensors[id(t)]
+        if isinstance(t, InputTensor):
+            value = emitter.emit(Op.INPUT, (), level, scale, name=t.name)
+        else:
+            emitter.layer = t.layer[:MAX_LAYER_NAME]
+            layout = packing.layouts[id(t)]
+            if isinstance(t, AffineTensor):
+                value = _affine(emitter, t, packing, layout, level, activations)
+            else:
+                left, right = (emitter.drop(tensors[id(x)], level + 1) for x in (t.left, t.right))
+                value = emitter.multiply(left, right)
+        tensors[id(t)] = value
+        for activation in _uses(program, t):
+            layout = packing.layouts[id(t)]
+            activations[id(activation)] = _activate(
+                emitter, activation, value, levels.activations[id(activation)], layout
+            )
+    last = tensors[id(program.tensors[-1])]
+    emitter.emit(Op.OUTPUT, (last,), last.level, last.scale, name=output)
+    return Circuit(packing.slots, tuple(emitter.instructions)), emitter.weights
+
+
+def _uses(program: Program, tensor: Tensor) -> list[Activation]:
+    found = {
+        id(a): a
+        for t in program.tensors
+        if isinstance(t, AffineTensor)
+        for a, _ in t.terms
+        if a.tensor is tensor
+    }
+    return list(found.values())
+
+
+class _Emitter:
+    """Appends instructions; computes their levels and scales from their operands."""
+
+    def __init__(self, parameters: Parameters, scale: float) -> None:
+        self.primes = parameters.data_primes
+        self.scale = scale
+        self.instructions: list[Instruction] = []
+        self.weights: dict[str, Array] = {}
+        self.layer = ""
+
+    def emit(
+        self, op: Op, operands: tuple[_Value, ...], level: int, scale: float, *, name: str = "", steps: int = 0,
+        weight: Array | None = None, weight_scale: float = 0.0, terms: tuple[tuple[int, int], ...] = (),
+    ) -> _Value:  # fmt: skip
+        key = ""
+        if weight is not None:
+            key = f"w{len(self.weights)}"
+            self.weights[key] = weight
+        indices = tuple(o.index for o in operands)
+        self.instructions.append(
+            Instruction(op, indices, level, scale, self.layer, name, steps, key, weight_scale, terms)
+        )
+        return _Value(len(self.instructions) - 1, level, scale)
+
+    def drop(self, a: _Value, level: int) -> _Value:
+        return a if a.level == level else self.emit(Op.DROP_LEVEL, (a,), level, a.scale)
+
+    def rescale(self, a: _Value) -> _Value:
+        return self.emit(Op.RESCALE, (a,), a.level - 1, a.scale / self.primes[a.level])
+
+    def multiply(self, a: _Value, b: _Value) -> _Value:
+        """Product, relinearised and rescaled; operands of one level."""
+        product = self.emit(Op.MULTIPLY, (a, b), a.level, a.scale * b.scale)
+        return self.rescale(self.emit(Op.RELINEARISE, (product,), a.level, product.scale))
+
+    def add(self, a: _Value, b: _Value) -> _Value:
+        return self.emit(Op.ADD, (a, b), a.level, a.scale)
+
+    def add_plain(self, a: _Value, weight: Array) -> _Value:
+        return self.emit(Op.ADD_PLAIN, (a,), a.level, a.scale, weight=weight) if weight.any() else a
+
+    def multiply_plain(self, a: _Value, weight: Array, level: int, scale: float) -> _Value:
+        """a * weight, rescaled to `level` and `scale`."""
+        a = self.drop(a, level + 1)
+        factor = scale * self.primes[a.level] / a.scale
+        product = self.emit(
+            Op.MULTIPLY_PLAIN, (a,), a.level, a.scale * factor, weight=weight, weight_scale=factor
+        )
+        return self.rescale(product)
+
+
+def _affine(
+    emitter: _Emitter,
+    t: AffineTensor,
+    packing: Packing,
+    layout: Layout,
+    level: int,
+    activations: dict[int, _Value],
+) -> _Value:
+    sums: dict[tuple[int, ...], _Value] = {}  # by folds: transforms that fold alike are added first
+    for transform in packing.transforms[id(t)]:
+        a = emitter.drop(activations[id(transform.activation)], level + 1)
+        factor = emitter.scale * emitter.primes[level + 1] / a.scale
+        y = emitter.emit(
+            Op.LINEAR_TRANSFORM,
+            (a,),
+            a.level,
+            a.scale * factor,
+            weight=transform.diagonals,
+            weight_scale=factor,
+            terms=transform.terms,
+        )
+        sums[transform.folds] = emitter.add(sums[transform.folds], y) if transform.folds in sums else y
+    total: _Value | None = None
+    for folds, y in sums.items():
+        y = emitter.rescale(y)
+        for steps in folds:
+            y = emitter.add(y, emitter.emit(Op.ROTATE, (y,), y.level, y.scale, steps=steps))
+        total = y if total is None else emitter.add(total, y)
+    assert total is not None  # folding keeps at least one term
+    return emitter.add_plain(total, spread(layout, t.bias))
+
+
+def _activate(emitter: _Emitter, activation: Activation, u: _Value, level: int, layout: Layout) -> _Value:
+    if activation.function is Function.IDENTITY:
+        return u
+    u = emitter.drop(u, level + activation.depth)
+    if activation.coefficients is None:
+        return emitter.multiply(u, u)
+    powers = {1: u}
+    while 2 * max(powers) < len(activation.coefficients):
+        top = max(powers)
+        powers[2 * top] = emitter.multiply(powers[top], powers[top])
+    return _evaluate(emitter, activation.coefficients, powers, level, u.scale, layout)
+
+
+def _evaluate(
+    emitter: _Emitter,
+    coefficients: Array,
+    powers: dict[int, _Value],
+    level: int,
+    scale: float,
+    layout: Layout,
+) -> _Value:
+    """The polynomial at `level` and `scale`: high part times a power 2^k, plus the low part (Estrin), in ceil(log2(degree+1)) levels."""
+    degree = len(coefficients) - 1
+    k = 1 << (degree.bit_length() - 1)  # the largest power of two that is at most the degree
+    low, high = coefficients[:k], coefficients[k:]
+    if degree == k:
+        result = emitter.multiply_plain(powers[k], spread(layout, high[0]), level, scale)
+    else:
+        power = emitter.drop(powers[k], level + 1)
+        factor = _evaluate(
+            emitter, high, powers, level + 1, scale * emitter.primes[level + 1] / power.scale, layout
+        )
+        result = emitter.multiply(factor, power)
+    while len(low) > 1 and not low[-1].any():
+        low = low[:-1]
+    if len(low) > 1:
+        return emitter.add(result, _evaluate(emitter, low, powers, level, scale, layout))
+    return emitter.add_plain(result, spread(layout, low[0]))

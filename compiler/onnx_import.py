@@ -1,0 +1,278 @@
+"""Reading ONNX files: untrusted bytes become plain arrays and names, with bounds on everything. The only file that imports onnx."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper, numpy_helper
+
+from ckks.errors import ModelError
+from compiler.constants import Constant
+from compiler.graph import Shape
+
+MAX_FILE_BYTES = 1 << 29
+MAX_NODES = 5000
+MAX_WEIGHTS = 1 << 26  # elements, all tensors together
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxNode:
+    """A node as written. attributes: int, float, str, list of those, or an array."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A checked model: nodes in topological order, constants by name (float64 or int64), one input, one output, batch 1."""
+
+    nodes: tuple[OnnxNode, ...]
+    constants: dict[str, Constant]
+    input_name: str
+    input_shape: Shape
+    output_name: str
+    labels: tuple[str, ...]
+    low: float
+    high: float
+    description: str
+
+
+def load_onnx(path: Path) -> OnnxModel:
+    """Read and check an ONNX file of up to MAX_FILE_BYTES; the batch axis is pinned to 1. Raises ModelError."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (DecodeError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"{path.name} is not an ONNX file ({type(error).__name__}); export the model again"
+        ) from None
+    _check_sizes(proto)
+    _load_external(proto, path)
+    constants = _constants(proto)
+    name, shape = _pin_batch(proto, constants)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        raise ModelError(
+            f"{path.name} is not valid ONNX: {_first_line(error)}; export the model again"
+        ) from None
+    if len(proto.graph.output) != 1:
+        names = ", ".join(repr(o.name) for o in proto.graph.output[:5])
+        raise ModelError(f"the model has {len(proto.graph.output)} outputs ({names}); keep only the logits")
+    nodes = tuple(_node(node, i) for i, node in enumerate(proto.graph.node))
+    properties = {p.key: p.value for p in proto.metadata_props}
+    low, high = _range(properties.get("input_range"))
+    return OnnxModel(
+        nodes, constants, name, shape, proto.graph.output[0].name, _labels(properties.get("labels")), low, high,
+        properties.get("dataset", "")[:2000],
+    )  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for tensor in proto.graph.initializer:
+        yield tensor.name, tensor
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield node.output[0] if node.output else node.name, attribute.t
+
+
+def _check_sizes(proto: onnx.ModelProto) -> None:
+    graph = proto.graph
+    if len(graph.node) > MAX_NODES:
+        raise ModelError(f"the model has {len(graph.node)} nodes, more than {MAX_NODES}")
+    if proto.functions or graph.sparse_initializer or proto.training_info:
+        raise ModelError(
+            "the model has local functions, sparse weights or training information; export plain inference operators"
+        )
+    for node in graph.node:
+        if any(
+            a.HasField("g") or a.graphs or a.tensors or a.HasField("sparse_tensor") for a in node.attribute
+        ):
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}) has a subgraph; export the model without control flow"
+            )
+        if node.domain not in _DOMAINS:
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}) is of domain {node.domain!r}; export standard ONNX operators only"
+            )
+    total = 0
+    for name, tensor in _tensors(proto):
+        if any(d < 0 for d in tensor.dims):
+            raise ModelError(f"tensor {name!r} has a negative dimension")
+        total += math.prod(tensor.dims)
+        if total > MAX_WEIGHTS:
+            raise ModelError(
+                f"the weights have more than {MAX_WEIGHTS} elements (at tensor {name!r}); use a smaller model"
+            )
+
+
+def _load_external(proto: onnx.ModelProto, path: Path) -> None:
+    """Read tensor data that lies in a plain file beside the model, and nowhere else."""
+    for name, tensor in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        where = {e.key: e.value for e in tensor.external_data}
+        file = path.parent / where.get("location", "")
+        plain = where.get("location", "") not in ("", ".", "..") and file.name == where.get("location")
+        length = where.get("length", "0")
+        if (
+            not plain
+            or file.is_symlink()
+            or not file.is_file()
+            or not length.isdigit()
+            or int(length) > 8 * MAX_WEIGHTS
+        ):
+            raise ModelError(
+                f"tensor {name!r} has its data outside the model's folder or in no file; save all weights inside the ONNX file"
+            )
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except Exception as error:  # the library raises many kinds on bad offsets and lengths
+            raise ModelError(
+                f"tensor {name!r}: external data cannot be read ({type(error).__name__})"
+            ) from None
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _array(name: str, tensor: onnx.TensorProto) -> Constant:
+    if tensor.data_type not in _FLOATS + _INTEGERS:
+        kind = (
+            onnx.TensorProto.DataType.Name(tensor.data_type)
+            if tensor.data_type in onnx.TensorProto.DataType.values()
+            else "unknown"
+        )
+        raise ModelError(
+            f"tensor {name!r} is of type {kind}; export float32 weights (quantised models are not read)"
+        )
+    try:
+        array = numpy_helper.to_array(tensor)
+        if array.size != math.prod(tensor.dims):
+            raise ValueError("size")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"tensor {name!r} does not hold the data its shape names ({type(error).__name__})"
+        ) from None
+    result: Constant = np.array(array, dtype=np.float64 if tensor.data_type in _FLOATS else np.int64)
+    if not np.isfinite(result).all():
+        raise ModelError(f"tensor {name!r} holds NaN or infinite values; train the model again")
+    return result
+
+
+def _constants(proto: onnx.ModelProto) -> dict[str, Constant]:
+    return {tensor.name: _array(tensor.name, tensor) for tensor in proto.graph.initializer}
+
+
+def _pin_batch(proto: onnx.ModelProto, constants: dict[str, Constant]) -> tuple[str, Shape]:
+    inputs = [
+        i for i in proto.graph.input if i.name not in constants
+    ]  # old files repeat initialisers as inputs
+    if len(inputs) != 1:
+        raise ModelError(
+            f"the model has {len(inputs)} inputs; exactly one is encrypted, make the others constants"
+        )
+    value = inputs[0]
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _FLOATS:
+        raise ModelError(f"input {value.name!r} must be a float tensor")
+    dims = tensor.shape.dim
+    if not 1 <= len(dims) <= 7 or not 1 <= len(value.name) <= 200:
+        raise ModelError(f"input {value.name[:50]!r} must have a name and 1 to 7 axes")
+    if dims[0].dim_value not in (0, 1):
+        raise ModelError(
+            f"input {value.name!r} has a batch of {dims[0].dim_value}; export with batch 1 or a dynamic batch axis"
+        )
+    dims[0].dim_value = 1
+    for axis, d in enumerate(dims):
+        if not 1 <= d.dim_value <= 1 << 20:
+            raise ModelError(
+                f"input {value.name!r}: axis {axis} has no fixed size in 1..2^20; only the batch axis may be dynamic"
+            )
+    # Stated shapes of other values may still name the batch symbolically or as another number: inference redoes them.
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        for d in output.type.tensor_type.shape.dim:
+            d.Clear()
+    return value.name, tuple(d.dim_value for d in dims)
+
+
+def _attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> Any:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return _array(node.output[0] if node.output else node.name, attribute.t)
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return list(value) if attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS) else value
+
+
+def _node(node: onnx.NodeProto, index: int) -> OnnxNode:
+    try:
+        attributes = {a.name: _attribute(node, a) for a in node.attribute}
+    except ValueError as error:
+        raise ModelError(f"node {node.name!r} ({node.op_type}): {_first_line(error)}") from None
+    return OnnxNode(
+        node.op_type,
+        node.name or f"{node.op_type}_{index}",
+        tuple(node.input),
+        tuple(node.output),
+        attributes,
+    )
+
+
+def _labels(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    try:
+        labels = json.loads(text)
+        if not isinstance(labels, list) or not all(isinstance(x, str) and len(x) <= 200 for x in labels):
+            raise ValueError("not a list of strings")
+    except (ValueError, RecursionError):
+        raise ModelError('metadata "labels" must be a JSON list of strings of up to 200 characters') from None
+    return tuple(labels)
+
+
+def _range(text: str | None) -> tuple[float, float]:
+    if text is None:
+        return 0.0, 1.0
+    try:
+        low, high = (float(x) for x in json.loads(text))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError("empty")
+    except (ValueError, TypeError, RecursionError):
+        raise ModelError('metadata "input_range" must be a JSON list [low, high] with low < high') from None
+    return low, high

@@ -1,0 +1,134 @@
+"""`he-serve compile` and `he-serve inspect`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ckks.errors import InputError
+from he_serve.cli.output import Json, console, emit, progress, size
+
+Onnx = Annotated[Path, typer.Argument(metavar="MODEL.onnx")]
+Compiled = Annotated[Path, typer.Argument(metavar="MODEL.hem")]
+Calibrate = Annotated[Path | None, typer.Option(metavar="X.npz", help="Typical inputs, as array x.")]
+Precision = Annotated[float, typer.Option(help="Largest promised error, relative to the largest logit.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("compile")(compile_command)
+    app.command("inspect")(inspect)
+
+
+def read_calibration(path: Path | None) -> Any:
+    """The calibration rows, or None."""
+    from he_serve.images import read_rows
+
+    return None if path is None else read_rows(path)
+
+
+def model_name(path: Path) -> str:
+    """A model's name from its file's. Raises InputError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
+        raise InputError(
+            f"{path.name}: a model's name is its file's, of letters, digits and ._- only; rename the file"
+        )
+    return path.stem
+
+
+def compile_command(
+    model: Onnx,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.hem")],
+    calibrate: Calibrate = None,
+    precision: Precision = 1e-3,
+    as_json: Json = False,
+) -> None:
+    """Compile an ONNX model to a CKKS circuit."""
+    from ckks.modelfile import save_model
+    from compiler.compile import compile_model
+
+    with progress() as report:
+        compiled = compile_model(
+            model,
+            calibration=read_calibration(calibrate),
+            precision=precision,
+            name=model_name(output),
+            progress=lambda phase: report(phase, 0, 1),
+        )
+    save_model(output, compiled)
+    _show(output, as_json)
+
+
+def inspect(
+    model: Compiled,
+    circuit: Annotated[
+        bool, typer.Option("--circuit", help="List the circuit, one instruction a line.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a compiled model is: parameters, security, keys, sizes, layers."""
+    if circuit and not as_json:
+        from ckks.modelfile import load_model
+
+        console().print(load_model(model).circuit.dump(), markup=False, soft_wrap=True)
+        return
+    _show(model, as_json, circuit)
+
+
+def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
+    """Describe a compiled model, after checking all of it."""
+    from ckks.modelfile import load_model
+    from ckks.wire import ciphertext_limit, key_file_size
+
+    model = load_model(path)
+    bundle, p = model.bundle, model.bundle.checked_parameters()
+    layers: dict[str, dict[str, int]] = {}
+    for ins in model.circuit.instructions:
+        row = layers.setdefault(ins.layer, {"operations": 0, "diagonals": 0, "level": ins.level})
+        row["operations"] += 1
+        row["diagonals"] += len(ins.terms)
+        row["level"] = ins.level
+    data: dict[str, Any] = {
+        "file": str(path),
+        "name": bundle.name,
+        "description": bundle.description,
+        "digest": bundle.digest,
+        "input_shape": bundle.input.packing.shape,
+        "output_shape": bundle.output.packing.shape,
+        "labels": bundle.output.labels,
+        "security_bits": p.security_bits,
+        "n": p.degree,
+        "log_qp": round(p.log_qp, 2),
+        "parameters": str(p),
+        "levels": p.max_level,
+        "promised_error": bundle.promised_error,
+        "rotation_keys": len(bundle.rotations),
+        "key_bytes": key_file_size(p, bundle.key_needs())[0],
+        "ciphertext_bytes": ciphertext_limit(p, bundle.input.level) // 2,
+        "file_bytes": path.stat().st_size,
+        "operations": len(model.circuit.instructions),
+        "layers": [{"layer": name, **row} for name, row in layers.items()],
+        "report": model.report,
+    }
+    if as_json:
+        emit(data | ({"circuit": model.circuit.dump().splitlines()} if circuit else {}))
+        return
+    facts = Table(title=f"{bundle.name} ({path})", show_header=False)
+    facts.add_row("input, output", f"{bundle.input.packing.shape} -> {bundle.output.packing.shape}")
+    facts.add_row("labels", ", ".join(bundle.output.labels) or "none")
+    facts.add_row("security", f"{p.security_bits} bits: N = {p.degree}, log2(QP) = {p.log_qp:.1f}")
+    facts.add_row("parameters", str(p))
+    facts.add_row("promised error", f"{bundle.promised_error:.2e} per logit")
+    facts.add_row("evaluation keys", f"{size(data['key_bytes'])}, {len(bundle.rotations)} rotations")
+    facts.add_row("ciphertext", f"{size(data['ciphertext_bytes'])} as sent")
+    facts.add_row("file", size(data["file_bytes"]))
+    facts.add_row("digest", bundle.digest)
+    console().print(facts)
+    table = Table("layer", "operations", "diagonals", "level after")
+    for name, row in layers.items():
+        table.add_row(name or "-", str(row["operations"]), str(row["diagonals"] or ""), str(row["level"]))
+    console().print(table)

@@ -1,0 +1,57 @@
+"""`he-serve serve`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from he_serve.cli.output import Json, emit, note
+
+
+class Device(str, Enum):
+    """Where circuits run; auto takes the best there is."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+
+
+def serve(
+    models: Annotated[Path, typer.Option(help="Folder of compiled models (*.hem).")],
+    state: Annotated[Path, typer.Option(help="Folder for uploaded keys, kept over restarts.")] = Path(
+        "he-serve-state"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 8000,
+    workers: Annotated[int, typer.Option(help="Evaluation processes.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads per evaluation process.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where circuits run.")] = Device.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Serve compiled models until interrupted. With --json, one object with the URL is written once connections are accepted."""
+    from he_serve.serve import serve as run
+    from he_serve.settings import Settings
+
+    settings = Settings(
+        models=models,
+        state=state,
+        host=host,
+        port=port,
+        workers=workers,
+        threads=threads,
+        backend="cpu",  # the best there is today: Device has no other member
+    )
+
+    def listening(url: str) -> None:
+        note(f"serving {models} on {url}")
+        if as_json:
+            emit({"url": url})
+
+    run(settings, listening)

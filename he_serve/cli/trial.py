@@ -1,0 +1,89 @@
+"""`he-serve try`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ckks.errors import InputError
+from he_serve.cli.models import Calibrate, Precision, model_name, read_calibration
+from he_serve.cli.output import Json, console, emit, progress, size
+
+if TYPE_CHECKING:
+    from ckks.types import Slots
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("try")(try_command)
+
+
+def try_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|MODEL.hem")],
+    source: Annotated[Path, typer.Option("--input", metavar="X.npz", help="Rows to run, as array x.")],
+    calibrate: Calibrate = None,
+    precision: Precision = 1e-3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the evaluation; default: all cores.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile, make keys, encrypt, evaluate and decrypt here, and compare with the circuit in the clear and with ONNX Runtime.
+
+    Without --calibrate the rows themselves calibrate. Exits 1 unless every logit is within the promised error.
+    """
+    from ckks.modelfile import load_model
+    from he_serve.images import read_rows
+    from he_serve.trial import try_model
+
+    if model.suffix not in (".onnx", ".hem"):
+        raise InputError(f"{model}: give an ONNX model (.onnx) or a compiled one (.hem)")
+    rows = read_rows(source)
+    original: Callable[[Slots], Slots] | None = None
+    compile_s: float | None = None
+    with progress() as report:
+        if model.suffix == ".hem":
+            compiled = load_model(model)
+        else:
+            from compiler.compile import compile_model
+            from he_serve.plaintext import run_onnx
+
+            start = time.perf_counter()
+            compiled = compile_model(
+                model,
+                calibration=rows if calibrate is None else read_calibration(calibrate),
+                precision=precision,
+                name=model_name(model),
+                progress=lambda phase: report(phase, 0, 1),
+            )
+            compile_s = time.perf_counter() - start
+
+            original = functools.partial(run_onnx, model)
+
+        result = try_model(compiled, rows, original, threads or len(os.sched_getaffinity(0)), report)
+    result["compile_s"] = compile_s
+    if as_json:
+        emit(result)
+    else:
+        table = Table(
+            title=f"{model.name}: {'agrees' if result['agrees'] else 'DISAGREES'}", show_header=False
+        )
+        for key, value in result.items():
+            table.add_row(
+                key,
+                size(value)
+                if key.endswith("_bytes")
+                else f"{value:.4g}"
+                if isinstance(value, float)
+                else str(value),
+            )
+        console().print(table)
+    if not result["agrees"]:
+        raise typer.Exit(1)

@@ -1,0 +1,490 @@
+"""The client: fetches a model's bundle, makes and uploads keys, encrypts, asks, decrypts. The secret key never leaves this side.
+
+What a server says is checked before it is used: the bundle against our own security table, its digest against the pin, the answer's
+request, size, level and scale, and the plausibility of the decrypted values. That the result is the model's is not proven: a server can
+evaluate another circuit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import numpy as np
+
+from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
+from ckks.errors import HeError, InputError, RemoteError
+from ckks.types import Slots
+from ckks.wire import ciphertext_limit, dump_ciphertext, dump_keys, load_ciphertext
+from he_serve.images import ImageLike, to_input
+from he_serve.keyfolder import KeyFolder, Uploaded
+from he_serve.packing import copies, pack, unpack
+
+Progress = Callable[[str, int, int], None]
+_MAX_JSON = 1 << 20
+_PART, _READ = 32 << 20, 1 << 20
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the likeliest class. probabilities: per label, rounded to the digits that the promised error supports.
+
+    timings, in seconds: encrypt, round_trip (evaluation and queue included), queue, evaluate (both as the server says), decrypt.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class RawPrediction:
+    """logits: float64 of the output's shape, with CKKS noise in them: see Client.predict_raw before you show them to anybody.
+
+    sent_bytes, received_bytes: sizes of the two ciphertexts.
+    """
+
+    logits: Slots
+    timings: dict[str, float]
+    sent_bytes: int
+    received_bytes: int
+
+    def rounded(self, bundle: Bundle) -> Prediction:
+        """What may be shown: label and probabilities without the noise."""
+        probabilities = softmax(self.logits.reshape(-1))
+        digits = supported_digits(bundle.promised_error)
+        labels = bundle.output.labels or [str(i) for i in range(len(probabilities))]
+        rounded = {name: round(float(p), digits) for name, p in zip(labels, probabilities, strict=True)}
+        return Prediction(labels[int(np.argmax(probabilities))], rounded, self.timings)
+
+
+@dataclass
+class KeySetup:
+    """How the keys came about: seconds of each phase (0 where nothing was to be done) and bytes of the evaluation-key file."""
+
+    make: float = 0.0
+    upload: float = 0.0
+    validate: float = 0.0
+    key_bytes: int = 0
+
+
+class Client:
+    """One model on one server. Close it, or use it in a with statement.
+
+    model: its name; may be left out where the server has only one. key_store: folder for keys that outlive this object; without one they
+    live in memory and are revoked at the end. passphrase: protects the secret-key files there (None: plain files of mode 0600).
+    pin: the bundle digest (SHA-256) to insist on; without one, the first bundle seen is remembered in key_store and insisted on.
+    progress(phase, done, all): called while keys are made and uploaded. timeout: seconds to wait for an answer.
+    Methods raise InputError for what the caller brought, RemoteError for what the server did.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        key_store: Path | str | None = None,
+        passphrase: str | None = None,
+        pin: str | None = None,
+        progress: Progress | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._model, self._pin, self._progress = model, pin, progress or (lambda phase, done, total: None)
+        try:
+            host = httpx.URL(self.url).host
+            if httpx.URL(self.url).scheme not in ("http", "https") or not host:
+                raise InputError(f"{url}: not a server's address; give one like http://127.0.0.1:8000")
+        except httpx.InvalidURL:
+            raise InputError(f"{url}: not a server's address; give one like http://127.0.0.1:8000") from None
+        local = host in (
+            "127.0.0.1",
+            "localhost",
+            "::1",
+        )  # a proxy from the environment cannot reach this machine's loopback
+        limits = httpx.Timeout(timeout, connect=10.0)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=limits, trust_env=not local, follow_redirects=False
+        )
+        self._temporary = tempfile.TemporaryDirectory(prefix="he-serve-") if key_store is None else None
+        folder = Path(self._temporary.name) if self._temporary is not None else Path(key_store or "")
+        self._keys = KeyFolder(folder, passphrase, secrets_on_disk=self._temporary is None)
+        self._bundle: Bundle | None = None
+        self._ready_id: str | None = None
+        self.setup = KeySetup()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Revoke keys that live in memory only, and close the connection."""
+        if self._temporary is not None:
+            for entry in list(self._keys.index.uploaded):
+                # If the server has gone: its copy is of no use without the secret key.
+                with contextlib.suppress(RemoteError):
+                    self._request("DELETE", f"/v2/keys/{entry.key_id}", accept=(204, 404))
+            self._temporary.cleanup()
+        self._http.close()
+
+    # ---- what a caller does ----
+
+    def predict(self, image: ImageLike) -> Prediction:
+        """Encrypt a picture (a path, a PIL image, or an array as the model takes it), have it classified, decrypt the class."""
+        return self.predict_raw(image).rounded(self.bundle())
+
+    def predict_raw(self, image: ImageLike) -> RawPrediction:
+        """The decrypted logits themselves. Keep them to yourself.
+
+        A CKKS decryption carries the noise of the ciphertext. Whoever sees raw decryptions together with the ciphertexts (the server,
+        above all) can solve for the secret key: CKKS is not IND-CPA-D secure (Li and Micciancio, EUROCRYPT 2021). `predict` rounds that
+        noise away. Use this for tests and measurements on data that is not secret, with keys that are not used for anything else.
+        """
+        bundle = self.bundle()
+        values = to_input(image, bundle.input)
+        key_id = self.ensure_keys()
+        secret = self._keys.secret_key(bundle)
+        assert secret is not None
+        p, spec = bundle.checked_parameters(), bundle.input
+        start = time.perf_counter()
+        body = dump_ciphertext(p, secret.encrypt(pack(values, spec.packing), spec.level, spec.scale))
+        encrypted = time.perf_counter()
+        answer, server = self._infer(bundle, key_id, body)
+        received = time.perf_counter()
+        try:
+            ciphertext = load_ciphertext(answer, p, bundle.output.level, bundle.output.scale)
+        except HeError as error:
+            raise RemoteError(f"the server's answer is not what the model promises: {error}") from None
+        slots = secret.decrypt(ciphertext)
+        _check_plausible(slots, bundle)
+        decrypted = time.perf_counter()
+        timings = {
+            "encrypt": encrypted - start,
+            "round_trip": received - encrypted,
+            **server,
+            "decrypt": decrypted - received,
+        }
+        return RawPrediction(unpack(slots, bundle.output.packing), timings, len(body), len(answer))
+
+    def wait_ready(self, seconds: float) -> None:
+        """Wait until the server can evaluate. Raises RemoteError after `seconds`."""
+        end = time.monotonic() + seconds
+        while self._request("GET", "/v2/health/ready", accept=(200, 503))[1]["x-status"] != "200":
+            if time.monotonic() > end:
+                raise RemoteError(f"{self.url} is not ready after {seconds:g} s; its log says why")
+            time.sleep(0.05)
+
+    def bundle(self) -> Bundle:
+        """The model's bundle, checked by our own security table and against the pin. Fetched once."""
+        if self._bundle is None:
+            bundle, digest = self._fetch_bundle()
+            pin = self._pin or self._keys.pin(self.url, bundle.name)
+            if pin is not None and digest != pin:
+                raise RemoteError(
+                    f"the server's bundle for {bundle.name} is {digest[:12]}..., not the pinned {pin[:12]}...: the model was replaced, or "
+                    "somebody is in between; if you expect a new version, accept it with `he-serve keys new`"
+                )
+            if pin is None:
+                self._keys.set_pin(self.url, bundle.name, digest)
+            self._bundle = bundle
+        return self._bundle
+
+    def accept_bundle(self) -> Bundle:
+        """Pin the bundle that the server has now, whatever was pinned before."""
+        bundle, digest = self._fetch_bundle()
+        self._keys.set_pin(self.url, bundle.name, digest)
+        self._bundle, self._ready_id, self._pin = bundle, None, None
+        return bundle
+
+    def ensure_keys(self) -> str:
+        """Make what is missing of secret key, evaluation keys and upload; wait until the server has checked them -> the key's id."""
+        if self._ready_id is None:
+            bundle = self.bundle()
+            start = time.perf_counter()
+            if self._keys.secret_key(bundle) is None:
+                self._keys.upload_path(bundle).unlink(missing_ok=True)
+                self._keys.new_secret_key(bundle)
+            entry = self._keys.uploaded(self.url, bundle)
+            state = self._key_state(entry.key_id) if entry is not None else "unknown"
+            path = self._keys.upload_path(bundle)
+            if (
+                entry is None
+                or state in ("unknown", "rejected")
+                or (state == "uploading" and not path.exists())
+            ):
+                entry, state = self._announce(bundle, path), "uploading"
+            made = time.perf_counter()
+            if state == "uploading":
+                self.setup.key_bytes = path.stat().st_size
+                self._upload(entry.key_id, path)
+            sent = time.perf_counter()
+            self._wait_ready(entry.key_id)
+            path.unlink(missing_ok=True)
+            self.setup.make, self.setup.upload, self.setup.validate = (
+                made - start,
+                sent - made,
+                time.perf_counter() - sent,
+            )
+            self._ready_id = entry.key_id
+        return self._ready_id
+
+    def revoke(self) -> bool:
+        """Have the server forget this model's keys; False if it holds none of ours."""
+        bundle = self.bundle()
+        entry = self._keys.uploaded(self.url, bundle)
+        self._ready_id = None
+        if entry is None:
+            return False
+        self._request("DELETE", f"/v2/keys/{entry.key_id}", accept=(204, 404))
+        self._keys.remove_uploaded(self.url, bundle.digest)
+        return True
+
+    # ---- requests ----
+
+    def _fetch_bundle(self) -> tuple[Bundle, str]:
+        name = self._model or self._only_model()
+        data, _ = self._request("GET", f"/v2/models/{name}/client", limit=MAX_BUNDLE_BYTES)
+        try:
+            bundle = Bundle.from_bytes(data)
+        except HeError as error:
+            raise RemoteError(f"the server's bundle is refused: {error}") from None
+        if bundle.name != name or bundle.to_bytes() != data:
+            raise RemoteError(f"the server's bundle is not that of {name} in its canonical form")
+        self._model = name
+        return bundle, bundle.digest
+
+    def _only_model(self) -> str:
+        try:
+            names = [str(m["name"]) for m in self._json("GET", "/v2/models")["models"]]
+        except (KeyError, TypeError):
+            raise RemoteError(
+                "the server's list of models is malformed; is this an he-serve server?"
+            ) from None
+        if len(names) != 1 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", names[0]):
+            raise InputError(f"say which model; the server has {', '.join(n[:100] for n in names) or 'none'}")
+        return names[0]
+
+    def _announce(self, bundle: Bundle, path: Path) -> Uploaded:
+        secret = self._keys.secret_key(bundle)
+        assert secret is not None
+        if not path.exists():
+            keys = secret.evaluation_keys(
+                bundle.key_needs(), lambda done, total: self._progress("making keys", done, total)
+            )
+            part = path.with_suffix(".part")
+            dump_keys(part, keys)
+            part.replace(path)
+        new = {
+            "model": bundle.name,
+            "bundle_digest": bundle.digest,
+            "size": path.stat().st_size,
+            "sha256": _file_digest(path),
+        }
+        try:
+            key_id = str(self._json("POST", "/v2/keys", json=new, accept=(201,))["id"])
+        except (KeyError, TypeError):
+            raise RemoteError("the server's answer to a new key is malformed") from None
+        if not re.fullmatch(r"[A-Za-z0-9_-]{16,100}", key_id):
+            raise RemoteError("the server gave a malformed key id")
+        entry = Uploaded(url=self.url, model=bundle.name, bundle_digest=bundle.digest, key_id=key_id)
+        self._keys.add_uploaded(entry)
+        return entry
+
+    def _upload(self, key_id: str, path: Path) -> None:
+        """Send what the server lacks, from where it stands; a broken connection is tried again from there."""
+        size, failures = path.stat().st_size, 0
+        offset = self._offset(key_id, size)
+        while offset < size:
+            length = min(_PART, size - offset)
+            headers = {
+                "Content-Type": "application/offset+octet-stream",
+                "Content-Length": str(length),
+                "Upload-Offset": str(offset),
+            }
+            try:
+                self._request(
+                    "PATCH",
+                    f"/v2/keys/{key_id}",
+                    content=self._parts(path, offset, length, size),
+                    headers=headers,
+                    accept=(204,),
+                )
+                offset, failures = offset + length, 0
+            except _ConnectionLostError:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise
+                time.sleep(0.2 * 2**failures)
+                offset = self._offset(key_id, size)
+
+    def _parts(self, path: Path, offset: int, length: int, size: int) -> Iterator[bytes]:
+        with path.open("rb") as file:
+            file.seek(offset)
+            for start in range(0, length, _READ):
+                yield file.read(min(_READ, length - start))
+                self._progress("uploading", min(offset + start + _READ, offset + length), size)
+
+    def _offset(self, key_id: str, size: int) -> int:
+        _, headers = self._request("HEAD", f"/v2/keys/{key_id}")
+        text = headers.get("upload-offset", "")
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) > size:
+            raise RemoteError("the server reports an impossible Upload-Offset")
+        return int(text)
+
+    def _key_state(self, key_id: str) -> str:
+        data, headers = self._request("GET", f"/v2/keys/{key_id}", accept=(200, 404))
+        if headers["x-status"] == "404":
+            return "unknown"
+        return str(_parse(data).get("state"))
+
+    def _wait_ready(self, key_id: str) -> None:
+        pause = 0.02
+        while True:
+            status = self._json("GET", f"/v2/keys/{key_id}")
+            if status.get("state") == "ready":
+                return
+            if status.get("state") != "validating":
+                raise RemoteError(
+                    f"the server refused the keys: {str(status.get('reason') or status.get('state'))[:500]}"
+                )
+            self._progress("server checks keys", 0, 1)
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
+
+    def _infer(self, bundle: Bundle, key_id: str, body: bytes) -> tuple[bytes, dict[str, float]]:
+        request_id = secrets.token_hex(16)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Key-Id": key_id,
+            "Bundle-Digest": bundle.digest,
+            "Request-Id": request_id,
+        }
+        limit = ciphertext_limit(bundle.checked_parameters(), bundle.output.level)
+        data, answer = self._request(
+            "POST", f"/v2/models/{bundle.name}/infer", content=body, headers=headers, limit=limit
+        )
+        if answer.get("request-id") != request_id or answer.get("bundle-digest") != bundle.digest:
+            raise RemoteError("the server's answer belongs to another request or model")
+        times = re.findall(
+            r"\b(queue|evaluate);dur=([0-9]{1,12}(?:\.[0-9]{1,6})?)", answer.get("server-timing", "")
+        )
+        return data, {name: float(milliseconds) / 1000 for name, milliseconds in times}
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        return _parse(self._request(method, path, **request)[0])
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        limit: int = _MAX_JSON,
+        accept: tuple[int, ...] = (200,),
+        **request: Any,
+    ) -> tuple[bytes, dict[str, str]]:
+        """One exchange -> body of at most `limit` bytes, headers in lower case plus "x-status"."""
+        try:
+            with self._http.stream(method, path, **request) as response:
+                data = bytearray()
+                for part in response.iter_raw():
+                    data += part
+                    if len(data) > limit:
+                        raise RemoteError(
+                            f"the server's answer is longer than the {limit} bytes that it may have"
+                        )
+                headers = {key.lower(): value for key, value in response.headers.items()} | {
+                    "x-status": str(response.status_code)
+                }
+        except httpx.ConnectError:
+            raise RemoteError(
+                f"cannot connect to {self.url}; start the server with `he-serve serve`, or check the address"
+            ) from None
+        except httpx.TimeoutException:
+            raise _ConnectionLostError(f"{self.url} did not answer in time; try again later") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _ConnectionLostError(
+                f"the connection to {self.url} failed: {type(error).__name__}; try again"
+            ) from None
+        if response.status_code not in accept:
+            raise _refusal(response.status_code, bytes(data))
+        return bytes(data), headers
+
+
+class _ConnectionLostError(RemoteError):
+    """A connection that broke: worth another try."""
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        value = httpx.Response(200, content=data).json()
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise RemoteError("the server's answer is not a JSON object; is this an he-serve server?")
+    return value
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_READ):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _refusal(status: int, data: bytes) -> RemoteError:
+    """A problem+json answer, or whatever else came, as an error of ours."""
+    try:
+        problem = _parse(data)
+        return RemoteError(f"{str(problem['title'])[:200]} ({status}): {str(problem['detail'])[:1000]}")
+    except (RemoteError, KeyError):
+        return RemoteError(f"the server answered with status {status}; is this an he-serve server?")
+
+
+def _check_plausible(slots: Slots, bundle: Bundle) -> None:
+    """Refuse what no evaluation of the model gives; this finds accidents (a wrong key, a damaged answer), not attacks.
+
+    A message must stay below half the modulus to decrypt right, while a wrong decryption is uniform modulo Q in its coefficients and
+    exceeds that bound in about every slot. Copies of the output differ by noise only, and noise is within the promised error.
+    """
+    p, output = bundle.checked_parameters(), bundle.output
+    found = copies(slots, output.packing)
+    bound = math.prod(p.data_primes[: output.level + 1]) / (2 * output.scale)
+    if not np.isfinite(found).all() or np.abs(found).max() > bound:
+        raise RemoteError(
+            "the answer does not decrypt to anything plausible; make new keys with `he-serve keys new` and try again"
+        )
+    if np.abs(found - found[0]).max() > 2 * bundle.promised_error:
+        raise RemoteError(
+            "the answer contradicts itself: copies of the output differ by more than the promised error"
+        )
+
+
+def softmax(logits: Slots) -> Slots:
+    """Class probabilities of logits, float64 [classes]."""
+    exponentials = np.exp(logits - logits.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def supported_digits(promised_error: float) -> int:
+    """Decimal digits of a probability that are free of CKKS noise, 0..6.
+
+    Logits off by at most e move a softmax probability by at most e/2 (its slope p(1-p) is at most 1/4, and logits differ by up to 2e).
+    """
+    return max(0, min(6, math.floor(-math.log10(promised_error / 2))))

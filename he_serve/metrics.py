@@ -1,0 +1,46 @@
+"""What operators see: Prometheus metrics. No key ids and no client names in labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One server's metrics. waiting, ready: read when the metrics are."""
+
+    def __init__(self, waiting: Callable[[], float], ready: Callable[[], float]) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "he_serve_requests", "Requests.", ["method", "route", "status"], registry=self._registry
+        )
+        buckets = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+        self.evaluate = Histogram(
+            "he_serve_evaluate_seconds",
+            "Time of one evaluation.",
+            ["model"],
+            buckets=buckets,
+            registry=self._registry,
+        )
+        self.queued = Histogram(
+            "he_serve_queue_seconds", "Time waiting for a worker.", buckets=buckets, registry=self._registry
+        )
+        self.received = Counter(
+            "he_serve_key_bytes", "Bytes of evaluation keys received.", registry=self._registry
+        )
+        self.validated = Counter(
+            "he_serve_key_validations", "Validated key files.", ["outcome"], registry=self._registry
+        )
+        Gauge("he_serve_jobs_waiting", "Jobs waiting for a worker.", registry=self._registry).set_function(
+            waiting
+        )
+        Gauge("he_serve_workers_ready", "Workers that can evaluate.", registry=self._registry).set_function(
+            ready
+        )
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)

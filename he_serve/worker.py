@@ -1,0 +1,159 @@
+"""An evaluation process: loads every model once, maps key files, evaluates one ciphertext at a time.
+
+It talks to the server in frames over standard input and output. Between two operations of a circuit it looks at its input: a cancel
+message stops the job, the end of the stream ends the process (the server is gone).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ckks.backends import Backend, make_backend
+from ckks.bundle import Bundle
+from ckks.circuit import Circuit, Instruction
+from ckks.encoded import EncodedWeights
+from ckks.errors import HeError, InputError
+from ckks.evaluator import CkksEvaluator
+from ckks.expanded import map_keys
+from ckks.interpreter import run
+from ckks.modelfile import load_model
+from ckks.parameters import Parameters
+from ckks.types import EvaluationKeys
+from ckks.wire import dump_ciphertext, load_ciphertext
+from he_serve import frames
+
+_log = logging.getLogger("he_serve.worker")
+
+
+class JobCancelledError(HeError):
+    """The server wants no answer to the running job any more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model ready to run."""
+
+    bundle: Bundle
+    circuit: Circuit
+    parameters: Parameters
+    backend: Backend
+    weights: EncodedWeights
+
+
+class MappedKeys:
+    """The most recently used key files, mapped. Their pages belong to the page cache; what is bounded here is address space and files."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._maps: OrderedDict[Path, EvaluationKeys] = OrderedDict()
+
+    def get(self, path: Path, parameters: Parameters) -> EvaluationKeys:
+        """The keys in `path`. Revoked ones (their file is gone) are let go first, so that their disk space comes back."""
+        for other in [p for p in self._maps if not p.exists()]:
+            del self._maps[other]
+        if path not in self._maps:
+            self._maps[path] = map_keys(path, parameters)
+        self._maps.move_to_end(path)
+        while len(self._maps) > self._capacity:
+            self._maps.popitem(last=False)
+        return self._maps[path]
+
+
+def load_models(paths: list[str], backend_name: str, threads: int) -> dict[str, Loaded]:
+    """Load and encode every model; models of equal parameters share a backend."""
+    backends: dict[str, Backend] = {}
+    models: dict[str, Loaded] = {}
+    for path in paths:
+        model = load_model(Path(path))
+        p = model.bundle.checked_parameters()
+        if p.digest not in backends:
+            backends[p.digest] = make_backend(p, backend_name, threads)
+        backend = backends[p.digest]
+        models[model.bundle.name] = Loaded(
+            model.bundle, model.circuit, p, backend, EncodedWeights(backend, model.weights)
+        )
+    return models
+
+
+def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -> tuple[bytes, float]:
+    """Run a model on the wire bytes of a ciphertext -> wire bytes of the result, seconds of evaluation. Raises InputError."""
+    spec = model.bundle.input
+    ciphertext = load_ciphertext(data, model.parameters, spec.level, spec.scale)
+    evaluator = CkksEvaluator(model.backend, keys, model.weights)
+    start = time.perf_counter()
+
+    def before_step(_: int, __: Instruction) -> None:
+        if cancelled():
+            raise JobCancelledError("cancelled")
+
+    result = run(model.circuit, {spec.name: ciphertext}, evaluator, before_step)[model.bundle.output.name]
+    return dump_ciphertext(model.parameters, result), time.perf_counter() - start
+
+
+def _serve(source: BinaryIO, sink: BinaryIO) -> None:
+    def send(header: frames.Header, payload: bytes = b"") -> None:
+        sink.write(frames.dump(header, payload))
+        sink.flush()
+
+    def cancelled() -> bool:
+        if not select.select([source], [], [], 0)[0]:
+            return False
+        frames.read(
+            source
+        )  # only a cancel message may come now; at the end of the stream this raises EOFError
+        return True
+
+    config, _ = frames.read(source)
+    models = load_models(config["models"], config["backend"], config["threads"])
+    mapped = MappedKeys(config["mapped_keys"])
+    send({"status": "ready"})
+    while True:
+        job, data = frames.read(source)
+        if "model" not in job:
+            continue  # a cancel message that crossed our answer
+        try:
+            model = models[job["model"]]
+            result, seconds = evaluate(
+                model, mapped.get(Path(job["keys"]), model.parameters), data, cancelled
+            )
+            send({"status": "done", "seconds": seconds}, result)
+        except JobCancelledError:
+            send({"status": "cancelled"})
+        except FileNotFoundError:
+            send({"status": "revoked"})
+        except InputError as error:
+            send({"status": "bad", "detail": str(error)})
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception:
+            _log.exception("evaluation failed")
+            send({"status": "failed"})
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    # Frames own the real standard output; anything a library prints goes to standard error.
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    source = os.fdopen(os.dup(0), "rb", buffering=0)
+    try:
+        _serve(source, sink)
+    except (EOFError, BrokenPipeError):
+        pass  # the server has gone
+    except HeError as error:
+        _log.error("cannot start: %s", error)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

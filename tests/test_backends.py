@@ -1,0 +1,357 @@
+"""The backends agree bit for bit with the reference, and both with definitions in Python integers."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckks.backends import Backend, make_backend
+from ckks.errors import EvaluationError, ParameterError
+from ckks.parameters import Parameters
+from ckks.primes import ntt_primes, smallest_root
+from ckks.types import KeySwitchKey, Residues
+
+# name: log2 N, bits of a prime, data limbs, special primes, limbs per digit
+SETS = {
+    "30_bits": (12, 30, 2, 1, 1),
+    "40_bits": (13, 40, 4, 1, 1),
+    "60_bits": (13, 60, 2, 1, 1),
+    "30_bits_pairs": (13, 30, 5, 2, 2),
+    "50_bits_pairs": (14, 50, 4, 2, 2),
+    "60_bits_triples": (14, 60, 4, 3, 3),
+    "40_bits_triples_short_end": (14, 40, 7, 3, 3),
+    "30_bits_quadruples": (14, 30, 9, 4, 4),
+    "24_bits_nine_products": (
+        14,
+        24,
+        8,
+        8,
+        8,
+    ),  # more products in a sum than the kernels add up before they reduce
+}
+SMALL = ("30_bits", "60_bits", "30_bits_pairs")
+
+
+@lru_cache(maxsize=16)
+def parameters(name: str) -> Parameters:
+    log_degree, bits, data, special, digit = SETS[name]
+    primes = ntt_primes(1 << log_degree, bits, data + special)
+    ordered = sorted(primes)  # the largest are special, so that P covers every digit
+    return Parameters(1 << log_degree, tuple(ordered[:data]), tuple(ordered[data:]), digit)
+
+
+@lru_cache(maxsize=32)
+def backend(name: str, kind: str, threads: int = 1) -> Backend:
+    return make_backend(parameters(name), kind, threads)
+
+
+def pair(name: str) -> tuple[Backend, Backend]:
+    return backend(name, "reference"), backend(name, "cpu")
+
+
+def residues(
+    p: Parameters, rows: tuple[int, ...], *leading: int, kind: str = "random", seed: int = 1
+) -> Residues:
+    """[leading..., row, N] of random residues, or all 0, 1 or q-1, or 0 and q-1 in turn."""
+    q = np.array([p.moduli[r] for r in rows], dtype=np.uint64)[:, None]
+    shape = (*leading, len(rows), p.degree)
+    if kind == "random":
+        return np.random.default_rng(seed).integers(0, q, size=shape, dtype=np.uint64)
+    patterns = {"zero": [0, 0], "one": [1, 1], "largest": [-1, -1], "alternating": [0, -1]}
+    pattern = np.resize(np.array(patterns[kind], dtype=np.int64), p.degree)
+    return np.broadcast_to(np.where(pattern < 0, q - np.uint64(1), pattern.astype(np.uint64)), shape).copy()
+
+
+KINDS = ("random", "zero", "one", "largest", "alternating")
+
+
+def levels(p: Parameters) -> Iterator[int]:
+    yield from sorted(
+        {0, 1, p.digit_limbs - 1, p.digit_limbs, p.max_level // 2, p.max_level} & set(range(p.max_level + 1))
+    )
+
+
+def assert_same(a: Residues, b: Residues) -> None:
+    assert a.dtype == b.dtype == np.uint64
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETS)
+def test_transforms(name: str, kind: str) -> None:
+    reference, cpu = pair(name)
+    p = reference.parameters
+    rows = p.extended_rows(p.max_level)
+    x = residues(p, rows, 2, kind=kind)
+    values = cpu.forward(x, rows)
+    assert_same(values, reference.forward(x, rows))
+    assert_same(cpu.inverse(values, rows), x)
+    assert_same(cpu.inverse(x, rows), reference.inverse(x, rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETS)
+def test_element_wise(name: str, kind: str) -> None:
+    reference, cpu = pair(name)
+    p = reference.parameters
+    rows = p.extended_rows(p.max_level // 2)
+    a, other = residues(p, rows, 3, kind=kind), residues(p, rows, 3, seed=2)
+    for b in (a, other, other[0], residues(p, rows, kind="largest")):
+        for function in ("add", "subtract", "multiply"):
+            assert_same(getattr(cpu, function)(a, b, rows), getattr(reference, function)(a, b, rows))
+    scalars = a[0, :, 1].copy()
+    assert_same(cpu.multiply_scalars(a, scalars, rows), reference.multiply_scalars(a, scalars, rows))
+    assert_same(cpu.tensor(a[:2], a[1:], rows), reference.tensor(a[:2], a[1:], rows))
+    assert_same(cpu.tensor(a[:2], other[:2], rows), reference.tensor(a[:2], other[:2], rows))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
+@pytest.mark.parametrize("name", SMALL)
+def test_multiply_sum(name: str, count: int) -> None:
+    reference, cpu = pair(name)
+    p = reference.parameters
+    rows = p.data_rows(p.max_level)
+    for kind in ("random", "largest"):
+        terms = [residues(p, rows, 2, kind=kind, seed=i) for i in range(count)]
+        plains = [residues(p, rows, kind=kind, seed=100 + i) for i in range(count)]
+        assert_same(cpu.multiply_sum(terms, plains, rows), reference.multiply_sum(terms, plains, rows))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_automorphism(name: str) -> None:
+    reference, cpu = pair(name)
+    p = reference.parameters
+    x = residues(p, p.data_rows(1), 2)
+    for element in (1, 3, p.galois_element(7), p.galois_element(-1), 2 * p.degree - 1):
+        assert_same(cpu.automorphism(x, element), reference.automorphism(x, element))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETS)
+def test_key_switching(name: str, kind: str) -> None:
+    reference, cpu = pair(name)
+    p = reference.parameters
+    for level in levels(p):
+        rows = p.extended_rows(level)
+        digits = cpu.decompose(residues(p, p.data_rows(level), kind=kind), level)
+        assert_same(digits, reference.decompose(residues(p, p.data_rows(level), kind=kind), level))
+        for key_level in {level, p.max_level}:
+            shape = (len(p.digits(key_level)), 2)
+            key = KeySwitchKey(residues(p, p.extended_rows(key_level), *shape, kind=kind, seed=3), key_level)
+            product = cpu.key_product(digits, key, level)
+            assert_same(product, reference.key_product(digits, key, level))
+        assert_same(cpu.mod_down(product, level), reference.mod_down(product, level))
+        x = residues(p, rows, 1, 2, kind=kind, seed=4)
+        assert_same(cpu.mod_down(x, level), reference.mod_down(x, level))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETS)
+def test_rescale(name: str, kind: str) -> None:
+    reference, cpu = pair(name)
+    p = reference.parameters
+    for level in set(levels(p)) - {0}:
+        x = residues(p, p.data_rows(level), 3, kind=kind)
+        assert_same(cpu.rescale(x, level), reference.rescale(x, level))
+
+
+def near(modulus: int, offset: int) -> int:
+    """A representative `offset` from the centring tie: floor(modulus/2) + offset."""
+    return (modulus // 2 + offset) % modulus
+
+
+def coefficients(p: Parameters, rows: tuple[int, ...], values: list[int]) -> Residues:
+    """The polynomial with these integer coefficients, repeated to length N."""
+    row = [[v % p.moduli[r] for v in values] for r in rows]
+    return np.array([np.resize(np.array(r, dtype=np.uint64), p.degree) for r in row])
+
+
+OFFSETS = st.lists(st.integers(-(2**40), 2**40) | st.integers(-3, 3), min_size=1, max_size=64)
+
+
+@pytest.mark.parametrize("kind", ["reference", "cpu"])
+@pytest.mark.parametrize("name", SETS)
+@settings(max_examples=6)  # each is a list of up to 64 values
+@given(offsets=OFFSETS)
+def test_centring_is_exact_at_the_tie(name: str, kind: str, offsets: list[int]) -> None:
+    """Digits, mod-down and rescale against Python integers, for values around half the modulus where an estimate cannot tell."""
+    p, b = parameters(name), backend(name, kind)
+    level = min(p.max_level, p.digit_limbs)  # a whole digit and the start of the next
+    start, stop = p.digits(level)[0]
+    modulus = math.prod(p.data_primes[start:stop])
+    values = [near(modulus, o) for o in offsets]
+    rows = p.extended_rows(level)
+    x = b.forward(coefficients(p, p.data_rows(level), values), p.data_rows(level))
+    centred = [v - modulus if 2 * v > modulus else v for v in values]
+    assert_same(b.inverse(b.decompose(x, level)[0], rows), coefficients(p, rows, centred))
+
+    for divisor, divide, kept in (
+        (p.special_product, b.mod_down, level),
+        (p.data_primes[level], b.rescale, level - 1),
+    ):
+        wide = rows if divide == b.mod_down else p.data_rows(level)
+        numbers = [7 * divisor + near(divisor, o) for o in offsets]
+        rounded = [7 + (2 * near(divisor, o) > divisor) for o in offsets]
+        result = divide(b.forward(coefficients(p, wide, numbers), wide), level)
+        assert_same(b.inverse(result, p.data_rows(kept)), coefficients(p, p.data_rows(kept), rounded))
+
+
+@pytest.mark.parametrize("kind", ["reference", "cpu"])
+@pytest.mark.parametrize("name", SMALL)
+def test_decompose_against_integers(name: str, kind: str) -> None:
+    p, b = parameters(name), backend(name, kind)
+    level = p.max_level
+    x = residues(p, p.data_rows(level), seed=9)
+    digits = b.decompose(b.forward(x, p.data_rows(level)), level)
+    rows = p.extended_rows(level)
+    for j, (start, stop) in enumerate(p.digits(level)):
+        product = math.prod(p.data_primes[start:stop])
+        weights = [product // q * pow(product // q, -1, q) for q in p.data_primes[start:stop]]
+        whole = [
+            sum(int(x[start + i, k]) * w for i, w in enumerate(weights)) % product for k in range(p.degree)
+        ]
+        centred = [v - product if 2 * v > product else v for v in whole]
+        assert_same(b.inverse(digits[j], rows), coefficients(p, rows, centred))
+
+
+@pytest.mark.parametrize("kind", ["reference", "cpu"])
+@pytest.mark.parametrize("name", SMALL)
+def test_order_and_product_of_the_transform(name: str, kind: str) -> None:
+    """Position i holds a(psi^(2*bitrev(i)+1)), and the element-wise product is the product modulo X^N + 1."""
+    p, b = parameters(name), backend(name, kind)
+    rows, bits = p.extended_rows(0), p.degree.bit_length() - 1
+    x = np.zeros((len(rows), p.degree), dtype=np.uint64)
+    x[:, 1] = 1
+    values = b.forward(x, rows)
+    for i in (0, 1, 2, 5, p.degree // 2, p.degree - 1):
+        exponent = 2 * int(f"{i:0{bits}b}"[::-1], 2) + 1
+        expected = [pow(smallest_root(p.degree, p.moduli[r]), exponent, p.moduli[r]) for r in rows]
+        assert values[:, i].tolist() == expected
+    top = np.zeros_like(x)
+    top[:, -1] = 2
+    product = b.inverse(b.multiply(values, b.forward(top, rows), rows), rows)
+    assert product[:, 0].tolist() == [p.moduli[r] - 2 for r in rows]  # X * 2X^(N-1) = -2
+    assert not product[:, 1:].any()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    name = "40_bits_triples_short_end"
+    one, many = backend(name, "cpu"), backend(name, "cpu", threads)
+    p = one.parameters
+    level = p.max_level
+    x = residues(p, p.data_rows(level))
+    digits = many.decompose(x, level)
+    assert_same(digits, one.decompose(x, level))
+    key = KeySwitchKey(residues(p, p.extended_rows(level), len(digits), 2), level)
+    product = many.key_product(digits, key, level)
+    assert_same(product, one.key_product(digits, key, level))
+    assert_same(many.mod_down(product, level), one.mod_down(product, level))
+
+
+def test_calls_may_run_at_the_same_time() -> None:
+    cpu = backend("30_bits_quadruples", "cpu")
+    p = cpu.parameters
+    x = residues(p, p.data_rows(p.max_level))
+    expected, results = cpu.decompose(x, p.max_level), list[Residues]()
+    workers = [
+        threading.Thread(target=lambda: results.append(cpu.decompose(x, p.max_level))) for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4
+    for result in results:
+        assert_same(result, expected)
+
+
+def test_a_memory_mapped_key_is_read_in_place(tmp_path: Path) -> None:
+    cpu = backend("30_bits_pairs", "cpu")
+    p = cpu.parameters
+    level = p.max_level
+    array = residues(p, p.extended_rows(level), len(p.digits(level)), 2)
+    np.save(tmp_path / "key.npy", array)
+    mapped = np.load(tmp_path / "key.npy", mmap_mode="r")
+    digits = cpu.decompose(residues(p, p.data_rows(level)), level)
+    expected = cpu.key_product(digits, KeySwitchKey(array, level), level)
+    assert_same(cpu.key_product(digits, KeySwitchKey(mapped, level), level), expected)
+
+
+def test_read_only_and_strided_inputs() -> None:
+    reference, cpu = pair("40_bits")
+    p = cpu.parameters
+    x = residues(p, p.data_rows(3), 2)
+    x.flags.writeable = False
+    assert_same(cpu.forward(x, (0, 1, 2, 3)), reference.forward(x, (0, 1, 2, 3)))
+    assert_same(cpu.add(x[:, :2], x[:, 2:], (0, 1)), reference.add(x[:, :2].copy(), x[:, 2:].copy(), (0, 1)))
+
+
+def test_wrong_arrays_raise() -> None:
+    cpu = backend("30_bits_pairs", "cpu")
+    p = cpu.parameters
+    n, level = p.degree, p.max_level
+    good, rows = residues(p, p.data_rows(level)), p.data_rows(level)
+    wide = residues(p, p.extended_rows(level), 2)
+    digits = cpu.decompose(good, level)
+    key = KeySwitchKey(residues(p, p.extended_rows(level), len(digits), 2), level)
+    calls: list[Callable[[], Residues]] = [
+        lambda: cpu.forward(good.astype(np.int64), rows),  # type: ignore[arg-type]
+        lambda: cpu.forward(good.astype(">u8"), rows),
+        lambda: cpu.forward(good.tolist(), rows),  # type: ignore[arg-type]
+        lambda: cpu.forward(good[:, : n // 2], rows),
+        lambda: cpu.forward(good[0], rows),
+        lambda: cpu.forward(good[:0], ()),
+        lambda: cpu.forward(good, (*rows[:-1], 99)),
+        lambda: cpu.inverse(good, (*rows[:-1], -1)),
+        lambda: cpu.inverse(good, rows[:-1]),
+        lambda: cpu.add(good, wide, rows),
+        lambda: cpu.multiply(good, good[:2], rows),
+        lambda: cpu.subtract(wide[:, : level + 1], residues(p, rows, 3), rows),
+        lambda: cpu.multiply_scalars(good, np.ones(2, np.uint64), rows),
+        lambda: cpu.multiply_scalars(good, np.full(len(rows), 2**64 - 1, np.uint64), rows),
+        lambda: cpu.multiply_sum([], [], rows),
+        lambda: cpu.multiply_sum([wide], [], rows),
+        lambda: cpu.multiply_sum([good], [good], rows),
+        lambda: cpu.tensor(good, good, rows),
+        lambda: cpu.automorphism(good, 2),
+        lambda: cpu.automorphism(good[:, :-1], 3),
+        lambda: cpu.decompose(good, level - 1),
+        lambda: cpu.decompose(good, -1),
+        lambda: cpu.decompose(good, level + 1),
+        lambda: cpu.key_product(digits[:-1], key, level),
+        lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level - 1), level),
+        lambda: cpu.key_product(digits, KeySwitchKey(key.digits[:-1], level), level),
+        lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level + 1), level),
+        lambda: cpu.mod_down(good, level),
+        lambda: cpu.mod_down(wide, level - 1),
+        lambda: cpu.mod_down(wide[:0], level),
+        lambda: cpu.rescale(good, 0),
+        lambda: cpu.rescale(good, level - 1),
+    ]
+    for call in calls:
+        with pytest.raises(EvaluationError):
+            call()
+
+
+def test_residues_out_of_range_do_no_harm() -> None:
+    """The wire format refuses them; if one came through, the result is wrong, but no memory is touched out of bounds."""
+    cpu = backend("30_bits_pairs", "cpu")
+    p = cpu.parameters
+    x = np.full((p.max_level + 1, p.degree), 2**64 - 1, dtype=np.uint64)
+    assert cpu.decompose(x, p.max_level).shape[1] == len(p.extended_rows(p.max_level))
+    assert cpu.rescale(x, p.max_level).shape == (p.max_level, p.degree)
+
+
+def test_unknown_backends_and_thread_counts_raise() -> None:
+    for name, threads in (("tpu", 1), ("cpu", 0), ("cpu", 10**6)):
+        with pytest.raises(ParameterError):
+            make_backend(parameters("30_bits"), name, threads)

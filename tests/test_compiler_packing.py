@@ -1,0 +1,114 @@
+"""Layouts and diagonals as properties: matrix by diagonals equals the dense product in every slot of every copy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse import coo_array
+
+from ckks.errors import ModelError
+from compiler import diagonals as dg
+from compiler.layouts import Layout, candidates, power_of_two
+from compiler.matrices import windows
+
+SLOTS = 1024
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    """Any distinct slots below any period."""
+    period = 1 << draw(st.integers(0, 7))
+    size = draw(st.integers(1, min(period, 24)))
+    seed = draw(st.integers(0, 99))
+    return Layout("random", np.random.default_rng(seed).permutation(period)[:size].astype(np.int64), period)
+
+
+def by_diagonals(diagonals: np.ndarray, terms: tuple[tuple[int, int], ...], folds: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    """The definition in ckks.circuit.Instruction, then the folds."""
+    y = np.zeros(len(x))
+    for diagonal, (giant, baby) in zip(diagonals, terms, strict=True):
+        y += np.tile(diagonal, len(x) // len(diagonal)) * np.roll(x, -(giant + baby))
+    for steps in folds:
+        y = y + np.roll(y, -steps)
+    return y
+
+
+@given(source=layouts(), target=layouts(), density=st.floats(0.05, 1), size=st.integers(1, 40), offset=st.integers(0, 20))
+def test_diagonals_equal_the_matrix(source: Layout, target: Layout, density: float, size: int, offset: int) -> None:
+    draw = np.random.default_rng(1)
+    shape = len(target.slots), len(source.slots)
+    matrix = draw.normal(size=shape) * (draw.uniform(size=shape) < density)
+    x = draw.normal(size=shape[1])
+    packed = np.zeros(source.period)
+    packed[source.slots] = x
+    coo = coo_array(matrix)
+    found = dg.offsets(coo, source, target)
+    diagonals = dg.diagonals(coo, source, target, found)
+    terms = dg.terms(found.steps, dg.Split(size, min(offset, size - 1), 0.0, frozenset()), source.period, SLOTS)
+    assert len(set(terms)) == len(terms)
+    y = by_diagonals(diagonals, terms, found.folds, np.tile(packed, SLOTS // source.period))
+    expected = np.zeros(target.period)
+    expected[target.slots] = matrix @ x
+    # Every copy, and exact zeros where no output lies: unused slots carry nothing of the model.
+    assert np.abs(y.reshape(-1, target.period) - expected).max() < 1e-12
+    unused = np.setdiff1d(np.arange(target.period), target.slots)
+    assert not y.reshape(-1, target.period)[:, unused].any()
+
+
+@given(source=layouts(), target=layouts())
+def test_splits_name_the_rotations_they_need(source: Layout, target: Layout) -> None:
+    matrix = coo_array(np.ones((len(target.slots), len(source.slots))))
+    found = dg.offsets(matrix, source, target)
+    for split in dg.splits(found.steps, source.period, SLOTS, set(), dg.fine_sizes(source.period)):
+        terms = dg.terms(found.steps, split, source.period, SLOTS)
+        assert {step for term in terms for step in term} - {0} == split.rotations
+        assert all((sum(t) - step) % source.period == 0 for t, step in zip(terms, found.steps.tolist(), strict=True))
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4).map(lambda s: (1, *s)),
+    limit=st.sampled_from([16, 256, 4096]),
+)
+def test_candidate_layouts_are_layouts(shape: tuple[int, ...], limit: int) -> None:
+    for layout in candidates(shape, limit):
+        assert layout.period <= limit and layout.period == power_of_two(layout.period)
+        assert len(set(layout.slots.tolist())) == math.prod(shape) == len(layout.slots)
+        assert 0 <= layout.slots.min() and layout.slots.max() < layout.period
+
+
+def test_padded_planes_make_convolutions_cheap() -> None:
+    """The count of shared/study tables: 3x3 over 16 planes takes 9 offsets times 16 plane distances."""
+    planes = next(c for c in candidates((1, 16, 14, 14), 8192) if c.name == "planes")
+    wider = next(c for c in candidates((1, 32, 14, 14), 8192) if c.name == "planes")
+    from compiler.matrices import convolution
+
+    window = windows((1, 16, 14, 14), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), (0, 0))
+    matrix = coo_array(convolution(np.ones((32, 16, 3, 3)), 1, window, 16 * 196))
+    found = dg.offsets(matrix, planes, wider)
+    assert len(found.steps) == 144 and found.period == 8192 and not found.folds
+    best = dg.splits(found.steps, 4096, 8192, set(), dg.fine_sizes(4096))[0]
+    assert len(best.rotations) <= 24
+
+
+def test_a_wide_dense_layer_folds() -> None:
+    """64 outputs of 8192 slots: one diagonal per output and log2(8192/64) folds, not thousands of diagonals."""
+    matrix = coo_array(np.ones((64, 6272)))
+    found = dg.offsets(matrix, Layout("a", np.arange(6272), 8192), Layout("b", np.arange(64), 64))
+    assert len(found.steps) == 64 and found.folds == (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def test_repeating_diagonals_are_stored_once() -> None:
+    layout = Layout("a", np.arange(8), 8)
+    matrix = coo_array(np.eye(8) * 3)
+    assert dg.diagonals(matrix, layout, layout, dg.offsets(matrix, layout, layout)).shape == (1, 1)
+
+
+def test_windows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match="does not fit"):
+        windows((1, 1, 4, 4), (5, 5), (1, 1), (0, 0, 0, 0), (1, 1), (0, 0))
+    with pytest.raises(ModelError, match="entries"):
+        windows((1, 100, 300, 300), (9, 9), (1, 1), (4, 4, 4, 4), (1, 1), (0, 0))
