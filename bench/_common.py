@@ -65,7 +65,8 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """One flat object: the fixed fields first, then `more`."""
         fixed = asdict(self)
-        return fixed | fixed.pop("more")
+        del fixed["more"]
+        return fixed | self.more
 
 
 def alternate(
@@ -219,8 +220,8 @@ def print_table(title: str, columns: list[str], lines: list[list[str]]) -> None:
 
 def seconds(value: float) -> str:
     """A time to three significant digits in the unit that reads best."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= scale or unit == "us":
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= scale or unit == "µs":
             return f"{value / scale:.3g} {unit}"
     raise AssertionError("unreachable")
 

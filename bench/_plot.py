@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from bench._common import seconds
 
@@ -19,25 +20,41 @@ PHASES = {
     "decrypt_s": "decrypt (client)",
     "other_s": "ONNX Runtime, in the clear",
 }
-COLOURS = ("#1b6ca8", "#e08e45", "#4c956c", "#8e5572")
+COLOURS = ("#1b6ca8", "#d1701f", "#3c7d5b", "#8e5572")
 
 
 def plot_phases(rows: list[dict[str, Any]], path: Path) -> None:
-    """One group of bars per phase, one bar per row, each with its time; the file's suffix says the format."""
-    figure = Figure(figsize=(9, 0.55 + 0.27 * len(PHASES) * (len(rows) + 0.8)), layout="constrained")
+    """One group of lines per phase, a point with its time per row; the file's suffix says the format.
+
+    Points, not bars: on a logarithmic axis a bar's length means nothing.
+    """
+    figure = Figure(figsize=(8, 1 + 0.22 * len(PHASES) * (len(rows) + 0.8)), layout="constrained")
     axes = figure.subplots()
-    times = [row[key] for row in rows for key in PHASES]
-    height = 0.8 / len(rows)
     for i, (row, colour) in enumerate(zip(rows, COLOURS, strict=False)):
         values = [row[key] for key in PHASES]
-        places = [phase + (i - (len(rows) - 1) / 2) * height for phase in range(len(PHASES))]
-        bars = axes.barh(places, values, height, color=colour, label=row["name"])
-        axes.bar_label(bars, [seconds(v) for v in values], padding=3, fontsize=8)
+        places = [phase + (i - (len(rows) - 1) / 2) * 0.75 / len(rows) for phase in range(len(PHASES))]
+        axes.plot(values, places, "o", markersize=5, color=colour, label=row["name"])
+        for value, place in zip(values, places, strict=True):
+            axes.annotate(
+                seconds(value),
+                (value, place),
+                (7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
     axes.set_xscale("log")
-    axes.set_xlim(min(times) / 2, max(times) * 4)  # bars start left of the shortest; labels fit to the right
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: seconds(x)))
     axes.set_yticks(range(len(PHASES)), list(PHASES.values()))
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds (logarithmic)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.set_ylim(len(PHASES) - 0.5, -0.5)
+    for boundary in range(1, len(PHASES)):
+        axes.axhline(boundary - 0.5, color="0.88", linewidth=0.8, zorder=0)
+    axes.grid(axis="x", color="0.88", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title("Time of each phase (logarithmic)", loc="left")
+    figure.legend(frameon=False, loc="outside upper right", ncols=len(rows))
     figure.savefig(path, dpi=150)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -77,7 +78,9 @@ def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -
     rows: Rows = np.load(common.ROOT / "models" / "samples" / f"{name}.npz")["x"]
 
     say("compiling")
-    model, compile_s = _timed(lambda: compile_model(onnx, calibration=rows, precision=PRECISION, name=name))
+    model, compile_s = _timed(
+        lambda: compile_model(onnx, calibration=rows.astype(np.float64), precision=PRECISION, name=name)
+    )
     path = folder / f"{name}.hem"
     save_model(path, model)
     parameters = model.bundle.checked_parameters()
@@ -86,7 +89,7 @@ def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -
     uploaded, expanded = folder / "keys", folder / "expanded"
     client = _make_client(model.bundle, uploaded)
     _, expand_s = _timed(lambda: expand_keys(uploaded, expanded, parameters, model.bundle.key_needs()))
-    inputs = [_timed(lambda row=row: client.encrypt(row)) for row in rows[:MAX_PAIRS]]
+    inputs = [_timed(partial(client.encrypt, row)) for row in rows[:MAX_PAIRS]]
     requests = [request for request, _ in inputs]
 
     say("evaluating")
@@ -105,7 +108,7 @@ def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -
     _, first_s = _timed(lambda: ours(0))  # encodes the weights, which later requests find encoded
     other(0)
     timings = common.alternate(ours, other, pairs=MAX_PAIRS, budget_s=BUDGET_S)
-    outputs = [_timed(lambda pair=pair: client.decrypt(answers[pair])) for pair in sorted(answers)]
+    outputs = [_timed(partial(client.decrypt, answers[pair])) for pair in sorted(answers)]
 
     say("throughput")
     ours_per_s = asyncio.run(_throughput(name, folder, expanded, requests, threads))

@@ -56,10 +56,15 @@ class CleartextEvaluator:
         return ClearValue(a.slots - b.slots, a.level, a.scale)
 
     def add_plain(self, a: ClearValue, weight: str) -> ClearValue:
-        return self._value(a.slots + self._weight(weight), a.level, a.scale, self._noise.encoding(a.scale))
+        return self._value(
+            a.slots + self._weight(weight),
+            a.level,
+            a.scale,
+            self._noise.encoding(a.scale, self.weights[weight].shape[-1]),
+        )
 
     def multiply_plain(self, a: ClearValue, weight: str, weight_scale: float) -> ClearValue:
-        std = np.abs(a.slots) * self._noise.encoding(weight_scale)
+        std = np.abs(a.slots) * self._noise.encoding(weight_scale, self.weights[weight].shape[-1])
         return self._value(a.slots * self._weight(weight), a.level, a.scale * weight_scale, std)
 
     def multiply(self, a: ClearValue, b: ClearValue) -> ClearValue:
@@ -90,7 +95,7 @@ class CleartextEvaluator:
         result = np.zeros_like(a.slots)
         variance = np.zeros_like(a.slots)
         baby_variance = self._noise.key_switch(a.level, a.scale) ** 2
-        encoding_variance = self._noise.encoding(weight_scale) ** 2
+        encoding_variance = self._noise.encoding(weight_scale, diagonals.shape[-1]) ** 2
         for diagonal, (giant, baby) in zip(diagonals, terms, strict=True):
             d = np.tile(diagonal, slots // diagonal.shape[-1])
             shifted = np.roll(a.slots, -(giant + baby), axis=-1)

@@ -28,9 +28,13 @@ class NoiseModel:
         """A fresh symmetric ciphertext: the error itself, and the rounding of the encoding."""
         return self._slots(ERROR_STD**2 + 1 / 12) / scale
 
-    def encoding(self, scale: float) -> float:
-        """Rounding an encoded plaintext to integers."""
-        return self._slots(1 / 12) / scale
+    def encoding(self, scale: float, period: int) -> float:
+        """Rounding an encoded vector of this period to integers.
+
+        Its polynomial has 2*period coefficients besides zeros, and as the vector is real, p(X) = p(1/X) also after
+        rounding: the error is real, nothing of it is lost to imaginary parts.
+        """
+        return math.sqrt(2 * period / 12) / scale
 
     def rounding(self, scale: float) -> float:
         """Rounding of a division (rescale, mod-down): both polynomials by 1/2, the second times the secret."""

@@ -144,3 +144,12 @@ class SeededKeys:
     parameters: Parameters
     relinearisation: SeededKey | None
     galois: Mapping[int, SeededKey]
+
+
+@dataclass(frozen=True, eq=False)
+class SeededPublicKey:
+    """An encryption of zero over all rows, for encrypting without the secret: b uint64 [row][N], NTT; a = ckks.seeds.expand(seed, 0)."""
+
+    parameters: Parameters
+    b: Residues
+    seed: bytes

@@ -21,7 +21,16 @@ from safetensors.numpy import save as save_tensors
 from ckks import seeds
 from ckks.errors import FormatError
 from ckks.parameters import Parameters
-from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKey, SeededKeys, same_scale
+from ckks.types import (
+    Ciphertext,
+    KeyNeeds,
+    Residues,
+    SeededCiphertext,
+    SeededKey,
+    SeededKeys,
+    SeededPublicKey,
+    same_scale,
+)
 
 VERSION = "1"
 _HEADER_BASE, _HEADER_PER_TENSOR = (
@@ -101,25 +110,37 @@ def load_ciphertext(data: bytes, parameters: Parameters, level: int, scale: floa
     seeded = "seed" in metadata
     if set(metadata) - {"seed"} != {"kind", "version", "parameters", "level", "scale"}:
         raise FormatError("ciphertext: unknown or missing metadata")
-    try:
-        tensors = dict(deserialize(data))
-    except SafetensorError:
-        raise FormatError("ciphertext: not a valid safetensors object") from None
     rows = parameters.data_rows(level)
-    if set(tensors) != {f"{k}.{r}" for k in range(1 if seeded else 2) for r in rows}:
-        raise FormatError(f"ciphertext: expected exactly the limbs of level {level}")
-    polys = np.empty((2, len(rows), parameters.degree), np.uint64)
-    for name, tensor in tensors.items():
-        poly, row = (int(x) for x in name.split("."))
-        q = parameters.moduli[row]
-        if tensor["dtype"] != _dtype_name(q) or tensor["shape"] != [parameters.degree]:
-            raise FormatError(f"ciphertext: limb {name} has the wrong type or length")
-        polys[poly, row] = _checked(
-            np.frombuffer(tensor["data"], row_dtype(q)), q, f"ciphertext: limb {name}"
-        )
+    polys = _read_polynomials(data, parameters, rows, 1 if seeded else 2, "ciphertext")
     if seeded:
-        polys[1] = seeds.expand(parameters, _seed(metadata["seed"]), 0, rows)
+        uniform = seeds.expand(parameters, _seed(metadata["seed"]), 0, rows)
+        polys = np.concatenate([polys, uniform[None]])
     return Ciphertext(polys, level, scale)
+
+
+# ---- public keys ----
+
+
+def dump_public_key(key: SeededPublicKey) -> bytes:
+    """The wire bytes of a public key: tensors "0.ROW" for all rows, and its seed."""
+    p = key.parameters
+    metadata = {"kind": "public key", "version": VERSION, "parameters": p.digest, "seed": key.seed.hex()}
+    data: bytes = save_tensors(_limbs(p, key.b, "0", tuple(range(len(p.moduli)))), metadata)
+    return data
+
+
+def load_public_key(data: bytes, parameters: Parameters) -> SeededPublicKey:
+    """A public key from untrusted bytes. Raises FormatError."""
+    rows = tuple(range(len(parameters.moduli)))
+    header = 8 + _HEADER_BASE + len(rows) * _HEADER_PER_TENSOR
+    if len(data) > _payload(parameters, rows) + header:
+        raise FormatError(f"public key: {len(data)} bytes are more than these parameters take")
+    metadata = _bounded_metadata(data[:header], len(data), "public key")
+    _check_metadata(metadata, "public key", parameters)
+    if set(metadata) != {"kind", "version", "parameters", "seed"}:
+        raise FormatError("public key: unknown or missing metadata")
+    b = _read_polynomials(data, parameters, rows, 1, "public key")[0]
+    return SeededPublicKey(parameters, b, _seed(metadata["seed"]))
 
 
 # ---- evaluation keys ----
@@ -210,6 +231,26 @@ class KeyFile:
 
 
 # ---- checks shared by both ----
+
+
+def _read_polynomials(
+    data: bytes, parameters: Parameters, rows: tuple[int, ...], count: int, what: str
+) -> Residues:
+    """Exactly the limbs "POLY.ROW" of `count` polynomials: uint64 [count][row][N], every residue checked."""
+    try:
+        tensors = dict(deserialize(data))
+    except SafetensorError:
+        raise FormatError(f"{what}: not a valid safetensors object") from None
+    if set(tensors) != {f"{k}.{r}" for k in range(count) for r in rows}:
+        raise FormatError(f"{what}: expected exactly {count} x {len(rows)} limbs")
+    polys = np.empty((count, len(rows), parameters.degree), np.uint64)
+    for name, tensor in tensors.items():
+        poly, row = (int(x) for x in name.split("."))
+        q = parameters.moduli[row]
+        if tensor["dtype"] != _dtype_name(q) or tensor["shape"] != [parameters.degree]:
+            raise FormatError(f"{what}: limb {name} has the wrong type or length")
+        polys[poly, row] = _checked(np.frombuffer(tensor["data"], row_dtype(q)), q, f"{what}: limb {name}")
+    return polys
 
 
 def _bounded_metadata(head: bytes, size: int, what: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keys.seal import SecretKey
+from keys.seal import PublicKey, SecretKey
 from keys.storage import load_secret_key, save_secret_key
 
-__all__ = ["SecretKey", "load_secret_key", "save_secret_key"]
+__all__ = ["PublicKey", "SecretKey", "load_secret_key", "save_secret_key"]

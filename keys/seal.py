@@ -22,7 +22,16 @@ from ckks.backends import Backend, make_backend
 from ckks.errors import EvaluationError, KeyFileError
 from ckks.parameters import Parameters
 from ckks.seeds import SEED_BYTES, expand
-from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKey, SeededKeys, Slots
+from ckks.types import (
+    Ciphertext,
+    KeyNeeds,
+    Residues,
+    SeededCiphertext,
+    SeededKey,
+    SeededKeys,
+    SeededPublicKey,
+    Slots,
+)
 from keys import seal_bytes
 
 Progress = Callable[[int, int], None]
@@ -46,12 +55,7 @@ class SecretKey:
         self._coefficients = coefficients.astype(np.int8)
         self._backend = _backend(parameters)
         self._context = _seal_context(parameters)
-        # parms_id by number of rows: SEAL's chain drops the last prime first, so it has every data level.
-        self._parms_ids: dict[int, list[int]] = {}
-        data = self._context.key_context_data()
-        for rows in range(len(parameters.moduli), 0, -1):
-            self._parms_ids[rows] = data.parms_id()
-            data = data.next_context_data()
+        self._parms_ids = _parms_ids(self._context, parameters)
         moduli = np.array(parameters.moduli, dtype=np.uint64)[:, None]
         residues = np.where(coefficients < 0, moduli - np.uint64(1), np.abs(coefficients).astype(np.uint64))
         self._rows: Rows = tuple(range(len(parameters.moduli)))
@@ -95,22 +99,8 @@ class SecretKey:
 
         Symmetric, error std 3.2, no modulus switching. Raises EvaluationError for values that do not fit.
         """
-        p = self.parameters
-        self._check_level(level)
-        if values.ndim != 1 or values.size == 0 or p.slots % values.size:
-            raise EvaluationError(
-                f"the number of values must be a power of two up to {p.slots}, got shape {values.shape}"
-            )
-        if not np.isfinite(values).all() or not 0.0 < scale < float("inf"):
-            raise EvaluationError("values and scale must be finite, and the scale positive")
-        slots = np.tile(np.asarray(values, dtype=np.float64), p.slots // values.size)
-        plain, encrypted = sealapi.Plaintext(), sealapi.Ciphertext()
-        try:
-            self._encoder.encode(slots.tolist(), self._parms_ids[level + 1], float(scale), plain)
-        except ValueError:
-            raise EvaluationError(
-                f"the values do not fit at level {level} and scale {scale:.6g}; lower the scale"
-            ) from None
+        p, encrypted = self.parameters, sealapi.Ciphertext()
+        plain = _encode(self._encoder, p, self._parms_ids, values, level, scale)
         self._encryptor.encrypt_symmetric(plain, encrypted)
         seed = secrets.token_bytes(SEED_BYTES)
         return SeededCiphertext(
@@ -124,7 +114,7 @@ class SecretKey:
         Micciancio 2021). Raises EvaluationError for a ciphertext that does not fit the parameters.
         """
         p, polys = self.parameters, ciphertext.polys
-        self._check_level(ciphertext.level)
+        _check_level(p, ciphertext.level)
         shapes = [(count, ciphertext.level + 1, p.degree) for count in (2, 3)]
         if polys.shape not in shapes or polys.dtype != np.uint64:
             raise EvaluationError(
@@ -144,6 +134,12 @@ class SecretKey:
         self._decryptor.decrypt(encrypted, plain)
         return np.array(self._encoder.decode_double(plain), dtype=np.float64) / ciphertext.scale
 
+    def public_key(self) -> SeededPublicKey:
+        """SEAL's symmetric encryption of zero over all rows, reseeded: what `PublicKey` encrypts with, anywhere."""
+        zero, seed = sealapi.Ciphertext(), secrets.token_bytes(SEED_BYTES)
+        self._encryptor.encrypt_zero_symmetric(self._parms_ids[len(self._rows)], zero)
+        return SeededPublicKey(self.parameters, self._reseed(zero, seed, 0, self._rows), seed)
+
     def evaluation_keys(self, needs: KeyNeeds, progress: Progress | None = None) -> SeededKeys:
         """Exactly the needed keys, each over the rows of its level; progress(done, all) follows each key.
 
@@ -154,7 +150,7 @@ class SecretKey:
             *needs.rotations.values(),
             *([] if needs.relinearisation is None else [needs.relinearisation]),
         ]:
-            self._check_level(level)
+            _check_level(p, level)
         if any(not 0 < steps < p.slots for steps in needs.rotations):
             raise EvaluationError(f"rotation steps must be 1..{p.slots - 1}")
         total, done = len(needs.rotations) + (needs.relinearisation is not None), 0
@@ -200,11 +196,77 @@ class SecretKey:
         difference = self._backend.subtract(a, expand(self.parameters, seed, digit, rows), rows)
         return self._backend.add(b, self._backend.multiply(difference, self._ntt[list(rows)], rows), rows)
 
-    def _check_level(self, level: int) -> None:
-        if not 0 <= level <= self.parameters.max_level:
-            raise EvaluationError(
-                f"level {level} does not exist; these parameters have levels 0..{self.parameters.max_level}"
-            )
+
+class PublicKey:
+    """Encrypts for the holder of the secret key, who alone can decrypt: for a device that sends and must not read.
+
+    Raises EvaluationError for residues that do not fit the parameters.
+    """
+
+    def __init__(self, key: SeededPublicKey) -> None:
+        self.parameters = parameters = key.parameters
+        context = _seal_context(parameters)
+        self._parms_ids = _parms_ids(context, parameters)
+        rows = tuple(range(len(parameters.moduli)))
+        polys = np.stack([key.b, expand(parameters, key.seed, 0, rows)])
+        seal_key = sealapi.PublicKey()
+        # SEAL writes a public key as the ciphertext that it is.
+        data = seal_bytes.write_ciphertext(polys, self._parms_ids[len(rows)], 1.0, _seal_version(context))
+        try:
+            _load(seal_key, context, data)
+        except (ValueError, RuntimeError):
+            raise EvaluationError("the public key does not belong to these parameters") from None
+        self._encryptor = sealapi.Encryptor(context, seal_key)
+        self._encoder = sealapi.CKKSEncoder(context)
+
+    def encrypt(self, values: Slots, level: int, scale: float) -> Ciphertext:
+        """Encrypt float64 [k], k a power of two up to N/2 (the vector repeats), at `level` and `scale`.
+
+        SEAL encrypts zero one prime higher and divides by it, so the error is that of a rounding: about ten times a
+        symmetric one. Twice the bytes too: nothing of it can be seeded. Raises EvaluationError.
+        """
+        p, encrypted = self.parameters, sealapi.Ciphertext()
+        plain = _encode(self._encoder, p, self._parms_ids, values, level, scale)
+        self._encryptor.encrypt(plain, encrypted)
+        polys, _, _ = seal_bytes.read_ciphertext(_dump(encrypted, 16 * (level + 1) * p.degree).members)
+        return Ciphertext(polys.astype(np.uint64), level, float(scale))
+
+
+def _check_level(p: Parameters, level: int) -> None:
+    if not 0 <= level <= p.max_level:
+        raise EvaluationError(f"level {level} does not exist; these parameters have levels 0..{p.max_level}")
+
+
+def _encode(
+    encoder: Any, p: Parameters, parms_ids: dict[int, list[int]], values: Slots, level: int, scale: float
+) -> Any:
+    """A SEAL plaintext of float64 [k], repeated to fill the slots. Raises EvaluationError; its text holds no value."""
+    _check_level(p, level)
+    if values.ndim != 1 or values.size == 0 or p.slots % values.size:
+        raise EvaluationError(
+            f"the number of values must be a power of two up to {p.slots}, got shape {values.shape}"
+        )
+    if not np.isfinite(values).all() or not 0.0 < scale < float("inf"):
+        raise EvaluationError("values and scale must be finite, and the scale positive")
+    slots = np.tile(np.asarray(values, dtype=np.float64), p.slots // values.size)
+    plain = sealapi.Plaintext()
+    try:
+        encoder.encode(slots.tolist(), parms_ids[level + 1], float(scale), plain)
+    except ValueError:
+        raise EvaluationError(
+            f"the values do not fit at level {level} and scale {scale:.6g}; lower the scale"
+        ) from None
+    return plain
+
+
+def _parms_ids(context: Any, parameters: Parameters) -> dict[int, list[int]]:
+    """SEAL's parms_id by number of rows: its chain drops the last prime first, so it has every data level."""
+    ids: dict[int, list[int]] = {}
+    data = context.key_context_data()
+    for rows in range(len(parameters.moduli), 0, -1):
+        ids[rows] = data.parms_id()
+        data = data.next_context_data()
+    return ids
 
 
 def _backend(parameters: Parameters) -> Backend:

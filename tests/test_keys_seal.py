@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from seal_side import SEAL_STD, centred_phase, encrypt, error_bound, expanded_keys, switch_bound
 from toy import make_parameters
 
-from ckks import seeds
+from ckks import seeds, wire
 from ckks.errors import EvaluationError, KeyFileError, SecurityError
 from ckks.evaluator import CkksEvaluator
+from ckks.noise import NoiseModel
 from ckks.parameters import Parameters
 from ckks.types import Ciphertext, KeyNeeds
-from keys import SecretKey
+from keys import PublicKey, SecretKey
 
 PARAMETERS = [
     make_parameters(4096, (40,), (41,)),
@@ -62,6 +63,20 @@ def test_decrypts_at_a_scale_above_the_modulus() -> None:
     c = encrypt(key, np.array([0.5, -0.25]), 0, 2.0**36)
     got = key.decrypt(Ciphertext(c.polys, 0, 2.0**56))
     assert np.abs(got * 2.0**20 - np.tile([0.5, -0.25], p.slots // 2)).max() < error_bound(p) / 2.0**36
+
+
+@pytest.mark.parametrize("p", PARAMETERS, ids=str)
+def test_public_key_encrypts_for_the_secret_key(p: Parameters) -> None:
+    """Through the wire and back; the error is at most that of a rounding by both halves."""
+    key = KEYS[p]
+    public = PublicKey(wire.load_public_key(wire.dump_public_key(key.public_key()), p))
+    for level in {0, p.max_level}:
+        values = RNG.uniform(-1, 1, p.slots)
+        scale = 2.0 ** (p.data_primes[0].bit_length() - 4)
+        c = public.encrypt(values, level, scale)
+        assert c.polys.shape == (2, level + 1, p.degree)
+        rounding = NoiseModel(p).rounding(scale) + NoiseModel(p).fresh(scale)
+        assert np.abs(key.decrypt(c) - values).max() < 8 * rounding  # 8 standard deviations
 
 
 def test_decrypts_three_polynomials() -> None:

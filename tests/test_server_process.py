@@ -29,15 +29,15 @@ X = np.array([0.1, 0.2, -0.3])
 SECRET_SIDE = ("keys", "compiler", "onnx", "onnxruntime", "tenseal", "openfhe", "torch")
 
 
-@pytest.fixture
-def own(models_folder: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server that a test may harm: quick time-outs, one place in the queue."""
+@pytest.fixture(scope="module")
+def own(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that tests may harm, if they leave it working: quick time-outs, one place in the queue."""
     limits = {"evaluate_timeout": 2.0, "cancel_grace": 0.3, "queue": 1, "chunk_timeout": 0.5}
-    with start_server(models_folder, tmp_path / "state", **limits) as running:
+    with start_server(models_folder, tmp_path_factory.mktemp("own"), **limits) as running:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_keyed(own: Server) -> Iterator[Keyed]:
     with keyed_client(own) as ready:
         yield ready

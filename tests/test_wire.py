@@ -22,7 +22,7 @@ from ckks import seeds, wire
 from ckks.errors import FormatError
 from ckks.expanded import expand_keys, map_keys
 from ckks.parameters import Parameters
-from ckks.types import Ciphertext, KeyNeeds
+from ckks.types import Ciphertext, KeyNeeds, SeededPublicKey
 
 RNG = np.random.default_rng(7)
 PARAMETERS = [small_parameters(), wide_parameters()]
@@ -78,6 +78,29 @@ def test_key_file_round_trip(tmp_path: Path) -> None:
                 assert np.array_equal(
                     got.digits[j, 1], seeds.expand(p, key.seed, j, p.extended_rows(key.level))
                 )
+
+
+@pytest.mark.parametrize("p", PARAMETERS, ids=str)
+def test_public_key_round_trip_and_refusals(p: Parameters) -> None:
+    rows = tuple(range(len(p.moduli)))
+    key = SeededPublicKey(p, random_residues(p, (), rows, RNG), RNG.bytes(32))
+    data = wire.dump_public_key(key)
+    loaded = wire.load_public_key(data, p)
+    assert np.array_equal(loaded.b, key.b) and loaded.seed == key.seed
+    other = PARAMETERS[p is PARAMETERS[0]]
+    ciphertext = wire.dump_ciphertext(p, random_ciphertext(p, 0, RNG))
+    for bad in (
+        b"",
+        data[:-1],
+        data + b"\0",
+        data + bytes(1 << 20),
+        wire.dump_public_key(key)[8:],
+        ciphertext,
+    ):
+        with pytest.raises(FormatError):
+            wire.load_public_key(bad, p)
+    with pytest.raises(FormatError):
+        wire.load_public_key(data, other)
 
 
 def _header(data: bytes) -> tuple[dict, bytes]:

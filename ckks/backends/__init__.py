@@ -69,7 +69,6 @@ def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) ->
     """The backend called `name` ("reference" or "cpu") for `parameters`. Raises ParameterError for another name."""
     # Imported here: both modules take their protocol from this one.
     from ckks.backends.cpu import CpuBackend
-
     from ckks.backends.reference import ReferenceBackend
 
     if name == "cpu":

@@ -31,12 +31,15 @@ def demo(
     Exits 1 if a class differs or a logit is further off than the compiler promised.
     """
     from he_serve.demo import demonstrate, find_models, sample
+    from he_serve.images import read_image
 
     folder = find_models()
     pictures = [
         ("lesion", image or sample(folder, "lesion_mel_*.png")),
         ("fashion", sample(folder, "fashion_*.png")),
     ]
+    for _, picture in pictures:
+        read_image(picture)  # a bad file fails now, not after the first minute
     results = []
     for name, picture in pictures:
         note(f"{name}: compiling, starting a server, making keys, encrypting {picture.name} ...")

@@ -1,0 +1,172 @@
+"""The command line as a user runs it: exit codes, one JSON object on standard output, one clear line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import ROOT, Server
+
+from ckks.modelfile import CompiledModel, save_model
+
+DIGITS = ROOT / "models" / "digits.onnx"
+
+
+def he_serve(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "he_serve.cli", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env={k: v for k, v in os.environ.items() if not k.startswith("HE_SERVE_")} | (env or {}),
+    )
+
+
+def answer(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:
+    """The one JSON object that a command wrote."""
+    assert done.returncode == code, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1, done.stdout
+    return dict(json.loads(lines[0]))
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, text: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert text in done.stderr
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "x.npz"
+    np.savez(path, x=np.array([[0.1, 0.2, 0.3], [-0.5, 0.5, 1.0]]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def hem(models_folder: Path) -> Path:
+    return models_folder / "tiny.hem"
+
+
+def test_compile_inspect_and_try(tmp_path: Path) -> None:
+    samples = ROOT / "models" / "samples" / "digits.npz"
+    out = tmp_path / "numbers.hem"
+    made = answer(he_serve("compile", DIGITS, "-o", out, "--calibrate", samples, "--json"))
+    assert made["name"] == "numbers"
+    assert made["security_bits"] >= 128
+    assert made["layers"] and made["key_bytes"] > 0
+    assert answer(he_serve("inspect", out, "--json"))["digest"] == made["digest"]
+    listing = he_serve("inspect", out, "--circuit")
+    assert listing.returncode == 0
+    assert len(listing.stdout.splitlines()) == made["operations"]
+    few = tmp_path / "few.npz"
+    with np.load(samples) as archive:
+        np.savez(few, x=archive["x"][:3])
+    tried = answer(he_serve("try", DIGITS, "--input", few, "--calibrate", samples, "--json"))
+    fields = (
+        "agrees max_error promised_error original_error same_class security_bits n log_qp key_bytes ciphertext_bytes "
+        "compile_s keygen_s evaluate_s rows backend threads peak_rss_bytes"
+    )
+    assert list(tried) == fields.split()
+    assert tried["agrees"] is True and tried["same_class"] is True
+    assert tried["max_error"] <= tried["promised_error"]
+    assert tried["rows"] == 3
+
+
+def test_try_says_no_with_exit_code_1(tmp_path: Path, tiny: CompiledModel, rows: Path) -> None:
+    bundle = tiny.bundle.model_copy(update={"promised_error": 1e-9})
+    save_model(tmp_path / "proud.hem", CompiledModel(bundle, tiny.circuit, tiny.weights, {}))
+    result = answer(he_serve("try", tmp_path / "proud.hem", "--input", rows, "--json"), 1)
+    assert result["agrees"] is False
+    assert result["original_error"] is None
+
+
+def test_inspect_for_people(hem: Path) -> None:
+    done = he_serve("inspect", hem)
+    assert done.returncode == 0
+    assert "128 bits" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("inspect", "no-such.hem"), "no such file"),
+        (("inspect", __file__), "not a compiled model"),
+        (("compile", "no-such.onnx", "-o", "x.hem"), "no-such.onnx"),
+        (("compile", __file__, "-o", "/nonexistent/x.hem"), ""),
+        (("compile", DIGITS, "-o", "bad name.hem"), "bad name"),
+        (("try", "model.txt", "--input", "x.npz"), "give an ONNX model"),
+        (("try", DIGITS, "--input", "no-such.npz"), "no such file"),
+        (("serve", "--models", "/nonexistent"), "no such folder"),
+        (("predict", "no-such.png", "--plain"), "no such file"),
+        (("demo", "no-such.png"), "no such file"),
+    ],
+)
+def test_bad_input_is_exit_code_2(args: tuple[object, ...], text: str) -> None:
+    refused(he_serve(*args), 2, text)
+
+
+def test_usage_errors_are_exit_code_2() -> None:
+    for args in (
+        ("compile",),
+        ("nonsense",),
+        ("serve", "--port", "x", "--models", "."),
+        ("serve", "--models", ".", "--device", "abacus"),
+    ):
+        done = he_serve(*args)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_errors_are_json_too_where_asked_for() -> None:
+    result = answer(he_serve("inspect", "no-such.hem", "--json"), 2)
+    assert result["exit_code"] == 2
+    assert "no such file" in result["error"]
+
+
+def test_predict_and_keys(server: Server, tmp_path: Path, rows: Path) -> None:
+    where = ("--url", server.url, "--model", "tiny", "--key-store", tmp_path)
+    refused(he_serve("predict", rows, *where), 2, "HE_SERVE_PASSPHRASE")
+    env = {"HE_SERVE_PASSPHRASE": "correct horse"}
+    made = answer(he_serve("keys", "new", *where, "--json", env=env))
+    assert made["model"] == "tiny" and made["security_bits"] >= 128
+    result = answer(he_serve("predict", rows, *where, "--json", env=env))
+    assert [p["label"] for p in result["predictions"]] == ["b", "a"] or len(result["predictions"]) == 2
+    listed = answer(he_serve("keys", "list", "--key-store", tmp_path, "--json"))
+    assert [k["servers"] for k in listed["keys"]] == [[server.url]]
+    refused(he_serve("predict", rows, *where, env={"HE_SERVE_PASSPHRASE": "wrong"}), 2, "passphrase")
+    assert answer(he_serve("keys", "revoke", *where, "--json"))["revoked"] is True
+    assert answer(he_serve("keys", "revoke", *where, "--json"), 1)["revoked"] is False
+    assert answer(he_serve("keys", "list", "--key-store", tmp_path, "--json"))["keys"][0]["servers"] == []
+
+
+def test_a_server_that_is_not_there_is_exit_code_3(tmp_path: Path, rows: Path) -> None:
+    refused(
+        he_serve("predict", rows, "--url", "http://127.0.0.1:9", "--plain", "--key-store", tmp_path),
+        3,
+        "he-serve serve",
+    )
+
+
+def test_serve_tells_its_url_and_stops_on_sigterm(models_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "he_serve.cli", "serve", "--port", "0", "--json"]
+    command += ["--models", str(models_folder), "--state", str(tmp_path / "state")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        assert json.loads(output.readline())["url"].startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert output.read() == ""
