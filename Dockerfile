@@ -26,7 +26,7 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin he-serve \
     && install --directory /models
 USER 10001
 WORKDIR /state
-VOLUME ["/models", "/state"]
+VOLUME ["/state"]
 EXPOSE 8000
 
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ckks.backends import Backend
-from ckks.circuit import Weights
+from ckks.circuit import Circuit, Op, Weights
 from ckks.encoder import Encoder
 from ckks.errors import EvaluationError
 from ckks.types import Residues, Slots
@@ -24,6 +24,16 @@ class EncodedWeights:
         self.encoder = Encoder(backend.parameters, backend)
         self._vectors: dict[tuple[str, int, float], Residues] = {}
         self._diagonals: dict[tuple[str, int, float, tuple[int, ...]], list[Residues]] = {}
+
+    def prepare(self, circuit: Circuit) -> None:
+        """Encode all that a circuit uses, so that its first run is no slower than the others. Raises EvaluationError."""
+        for ins in circuit.instructions:
+            if ins.op is Op.ADD_PLAIN:
+                self.vector(ins.weight, ins.level, ins.scale)
+            elif ins.op is Op.MULTIPLY_PLAIN:
+                self.vector(ins.weight, ins.level, ins.weight_scale)
+            elif ins.op is Op.LINEAR_TRANSFORM:
+                self.diagonals(ins.weight, ins.level, ins.weight_scale, tuple(giant for giant, _ in ins.terms))
 
     def vector(self, name: str, level: int, scale: float) -> Residues:
         """Weight `name` (float64 [period]) in NTT domain, uint64 [level+1][N]. Raises EvaluationError."""

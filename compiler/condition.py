@@ -20,9 +20,9 @@ from compiler.fold import AffineBase, Base, InputBase, Polynomial
 from compiler.graph import Array, Shape
 
 MAX_SHIFT = 16.0  # in units of the calibrated range: a larger vertex would drown the values in the square of the shift
-MIN_SPREAD = 1 / 16  # elements that hardly vary are scaled up to this fraction of the largest at most
-# A square is computed at a size of 2^3: the rounding noise of ciphertexts (absolute) then weighs as much as that of weights.
-SQUARE_SIZE = 8.0
+MIN_SPREAD = 1 / 4  # elements that hardly vary are scaled up to this fraction of the largest at most
+# Larger values make the rounding noise of ciphertexts weigh less and that of the weights they meet more; they balance about here.
+SQUARE_SIZE = 6.0
 
 
 class Function(str, Enum):

@@ -8,202 +8,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-import secrets
-from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ckks.errors import HeError
 from ckks.wire import ciphertext_limit, key_file_size
 from he_serve import __version__, bodies
-from he_serve.executor import Executor, Result
-from he_serve.keystore import KeyRecord, KeyStore, expanded_size, sync_file
+from he_serve.keystore import KeyRecord
 from he_serve.metrics import CONTENT_TYPE as METRICS_TYPE
-from he_serve.metrics import Metrics
+from he_serve.observe import Observe
 from he_serve.problems import CONTENT_TYPE as PROBLEM_TYPE
 from he_serve.problems import RequestError, busy
-from he_serve.registry import Deployed, load_registry
+from he_serve.registry import Deployed
+from he_serve.server import CIPHERTEXT_TYPE, NewKey, Server
 from he_serve.settings import Settings
-from he_serve.validate import validate
 
 _log = logging.getLogger("he_serve")
-_BINARY = "application/octet-stream"
-_UPLOAD_CHUNK = "application/offset+octet-stream"
 _MAX_JSON = 4096
 _KINDS = {404: "not-found", 405: "method-not-allowed"}
-
-
-class NewKey(BaseModel):
-    """The body of POST /v2/keys: what is about to be uploaded."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    model: Annotated[str, Field(max_length=100)]
-    bundle_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size: Annotated[int, Field(ge=1, le=1 << 50)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Server:
-    """The state behind the routes; lives within one event loop."""
-
-    def __init__(self, settings: Settings, models: Mapping[str, Deployed]) -> None:
-        self.settings, self.models = settings, models
-        self.executor = Executor(settings, [m.path for m in models.values()])
-        self.metrics = Metrics(lambda: self.executor.waiting, lambda: self.executor.ready_workers)
-        self.keys = KeyStore(settings)
-        self.draining = False
-        self._writing: set[str] = set()
-        self._validations: set[asyncio.Task[None]] = set()
-        self._one_validation = asyncio.Semaphore(1)
-
-    async def start(self) -> None:
-        """Start the workers and take up validations that a restart interrupted."""
-        await self.executor.start()
-        for record in self.keys.records():
-            if record.state == "validating":
-                self._validate(record)
-
-    async def stop(self) -> None:
-        """Stop everything; interrupted validations start again with the next server."""
-        for task in self._validations:
-            task.cancel()
-        await asyncio.gather(*self._validations, return_exceptions=True)
-        await self.executor.stop()
-        self.keys.close()
-
-    def model(self, name: str) -> Deployed:
-        """A deployed model. Raises RequestError 404."""
-        if name not in self.models:
-            raise RequestError(
-                404, "unknown-model", f"no model is called {name[:100]!r} here; GET /v2/models lists them"
-            )
-        return self.models[name]
-
-    def create_key(self, new: NewKey) -> KeyRecord:
-        """Begin an upload. Raises RequestError."""
-        model = self.model(new.model)
-        if new.bundle_digest != model.digest:
-            raise RequestError(
-                409, "bundle-changed", f"{new.model} now has another bundle; fetch it and make keys for it"
-            )
-        least, most = key_file_size(model.parameters, model.needs)
-        if not least < new.size <= most:
-            raise RequestError(
-                422, "key-size", f"a key file for {new.model} has {least + 1} to {most} bytes, got {new.size}"
-            )
-        reserved = new.size + expanded_size(model.parameters, model.needs)
-        return self.keys.create(new.model, model.digest, new.size, new.sha256, reserved)
-
-    async def append(self, key_id: str, headers: Mapping[str, str], stream: AsyncIterator[bytes]) -> int:
-        """Write one part of an upload to disk as it arrives -> the new offset. Raises RequestError."""
-        record = self.keys.get(key_id)
-        if record.state != "uploading":
-            raise RequestError(
-                409, "upload-complete", f"this key is {record.state}; nothing more can be uploaded to it"
-            )
-        bodies.require_type(headers, _UPLOAD_CHUNK)
-        if key_id in self._writing:
-            raise RequestError(
-                409, "upload-busy", "another request is writing this upload; wait for it or drop it"
-            )
-        offset, given = self.keys.offset(record), headers.get("upload-offset", "")
-        if given != str(offset):
-            detail = f"Upload-Offset must be {offset}, the bytes received so far; ask with HEAD and go on from there"
-            raise RequestError(409, "upload-offset", detail, {"Upload-Offset": str(offset)})
-        length = bodies.content_length(headers, record.size - offset, "upload")
-        self._writing.add(key_id)
-        try:
-            with self.keys.open_upload(record) as file:
-                async for part in bodies.chunks(stream, length, self.settings):
-                    await asyncio.to_thread(file.write, part)
-                    self.metrics.received.inc(len(part))
-                await asyncio.to_thread(sync_file, file)
-        finally:
-            self._writing.discard(key_id)
-        self.keys.get(key_id)  # it may have been revoked meanwhile
-        if offset + length == record.size:
-            await asyncio.to_thread(self.keys.uploaded, key_id)
-            self._validate(record)
-        return offset + length
-
-    def _validate(self, record: KeyRecord) -> None:
-        async def task() -> None:
-            async with self._one_validation:
-                model = self.models.get(record.model)
-                if model is None or model.digest != record.bundle_digest:
-                    self.keys.finish(
-                        record.id, "the model has another bundle now; fetch it and make keys for it"
-                    )
-                else:
-                    await validate(record, self.keys, model, self.settings)
-                outcome = next((r.state for r in self.keys.records() if r.id == record.id), "revoked")
-                self.metrics.validated.labels(outcome).inc()
-
-        running = asyncio.create_task(task())
-        self._validations.add(running)
-        running.add_done_callback(self._validations.discard)
-
-    def checked_key(self, name: str, headers: Mapping[str, str]) -> KeyRecord:
-        """The key that an inference on model `name` names, if it may be used. Raises RequestError."""
-        model, digest = self.model(name), headers.get("bundle-digest", "")
-        if not headers.get("key-id") or not digest:
-            raise RequestError(400, "missing-header", "send the headers Key-Id and Bundle-Digest")
-        record = self.keys.get(headers["key-id"])
-        if record.model != name:
-            raise RequestError(409, "other-model", f"this key was made for the model {record.model}")
-        if digest != model.digest:
-            # The key proves that its bundle was deployed here once; any other digest never was, as far as this client can show.
-            retired = digest == record.bundle_digest
-            kind, status = ("bundle-retired", 410) if retired else ("bundle-changed", 409)
-            raise RequestError(status, kind, f"{name} has another bundle; fetch it and make keys for it")
-        if record.bundle_digest != digest:
-            raise RequestError(
-                409, "other-bundle", "this key was made for an older bundle of the model; make new keys"
-            )
-        if record.state == "rejected":
-            raise RequestError(409, "key-rejected", f"this key was rejected: {record.reason}")
-        if record.state != "ready":
-            raise RequestError(
-                409,
-                "key-not-ready",
-                f"this key is {record.state}; wait until it is ready",
-                {"Retry-After": "1"},
-            )
-        return record
-
-    async def infer(self, name: str, request: Request) -> Result:
-        """Evaluate a model on the ciphertext in a request's body. Raises RequestError."""
-        if self.draining:
-            raise busy("the server is stopping", 10)
-        headers = request.headers
-        bodies.require_type(headers, _BINARY)
-        record, model = self.checked_key(name, headers), self.models[name]
-        limit = ciphertext_limit(model.parameters, model.bundle.input.level)
-        length = bodies.content_length(headers, limit, "ciphertext")
-        data = await bodies.whole(request.stream(), length, self.settings)
-        job = asyncio.create_task(self.executor.evaluate(name, self.keys.expanded_path(record.id), data))
-        leave = asyncio.create_task(_disconnected(request.receive))
-        try:
-            await asyncio.wait({job, leave}, return_when=asyncio.FIRST_COMPLETED)
-            if not job.done():
-                raise RequestError(400, "client-left", "the client closed the connection")
-            result = job.result()
-        finally:
-            job.cancel()
-            leave.cancel()
-        self.metrics.evaluate.labels(name).observe(result.evaluate_seconds)
-        self.metrics.queued.observe(result.queue_seconds)
-        return result
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _metadata(model: Deployed) -> dict[str, Any]:
@@ -251,8 +77,7 @@ def _key_status(server: Server, record: KeyRecord) -> dict[str, Any]:
 
 def create_app(settings: Settings) -> FastAPI:
     """The application. Raises HeError if a model or the state folder cannot be used; workers start with its lifespan."""
-    models = load_registry(settings.models)
-    server = Server(settings, models)
+    server = Server(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -270,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(_Observe, metrics=server.metrics)
+    app.add_middleware(Observe, metrics=server.metrics)
     return app
 
 
@@ -371,7 +196,11 @@ def _add_key_routes(app: FastAPI, server: Server) -> None:
 def _add_infer_route(app: FastAPI, server: Server) -> None:
     @app.post("/v2/models/{name}/infer", response_class=Response)
     async def infer(name: str, request: Request) -> Response:
-        result = await server.infer(name, request)
+        async def left() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        result = await server.infer(name, request.headers, request.stream(), left)
         timing = (
             f"queue;dur={1000 * result.queue_seconds:.1f}, evaluate;dur={1000 * result.evaluate_seconds:.1f}"
         )
@@ -380,7 +209,7 @@ def _add_infer_route(app: FastAPI, server: Server) -> None:
             "Bundle-Digest": server.models[name].digest,
             "Cache-Control": "no-store",
         }
-        return Response(result.data, media_type=_BINARY, headers=headers)
+        return Response(result.data, media_type=CIPHERTEXT_TYPE, headers=headers)
 
 
 def _problem_response(problem: RequestError) -> Response:
@@ -405,43 +234,3 @@ async def _on_bug(_: Request, error: Exception) -> Response:
     return _problem_response(
         RequestError(500, "internal", "the server failed on this request; its log has the reason")
     )
-
-
-class _Observe:
-    """Middleware: counts requests by route and status, echoes Request-Id (or makes one), and reads what a refused body has left.
-
-    Closing a socket with unread data resets it and the answer would be lost, so that the rest is read first, within bounds.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        given = headers.get(b"request-id", b"")
-        request_id = given if re.fullmatch(rb"[A-Za-z0-9_-]{1,64}", given) else secrets.token_hex(16).encode()
-        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-
-        async def tracked() -> Message:
-            nonlocal unread
-            message = await receive()
-            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
-            return message
-
-        async def rest() -> AsyncIterator[bytes]:
-            while unread:
-                yield (await tracked()).get("body", b"")
-
-        async def observed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                await bodies.discard(rest())
-                extra = [(b"request-id", request_id)] + ([(b"connection", b"close")] if unread else [])
-                message["headers"] = [*message.get("headers", []), *extra]
-                route = getattr(scope.get("route"), "path", "none")
-                self._metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
-            await send(message)
-
-        await self._app(scope, tracked, observed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import re
 import secrets
 import tempfile
@@ -21,53 +20,19 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-import numpy as np
 
 from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
 from ckks.errors import HeError, InputError, RemoteError
-from ckks.types import Slots
 from ckks.wire import ciphertext_limit, dump_ciphertext, dump_keys, load_ciphertext
 from he_serve.images import ImageLike, to_input
 from he_serve.keyfolder import KeyFolder, Uploaded
-from he_serve.packing import copies, pack, unpack
+from he_serve.packing import pack, unpack
+from he_serve.prediction import Prediction, RawPrediction, check_plausible
 
 Progress = Callable[[str, int, int], None]
 _MAX_JSON = 1 << 20
 _PART, _READ = 32 << 20, 1 << 20
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """label: the likeliest class. probabilities: per label, rounded to the digits that the promised error supports.
-
-    timings, in seconds: encrypt, round_trip (evaluation and queue included), queue, evaluate (both as the server says), decrypt.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class RawPrediction:
-    """logits: float64 of the output's shape, with CKKS noise in them: see Client.predict_raw before you show them to anybody.
-
-    sent_bytes, received_bytes: sizes of the two ciphertexts.
-    """
-
-    logits: Slots
-    timings: dict[str, float]
-    sent_bytes: int
-    received_bytes: int
-
-    def rounded(self, bundle: Bundle) -> Prediction:
-        """What may be shown: label and probabilities without the noise."""
-        probabilities = softmax(self.logits.reshape(-1))
-        digits = supported_digits(bundle.promised_error)
-        labels = bundle.output.labels or [str(i) for i in range(len(probabilities))]
-        rounded = {name: round(float(p), digits) for name, p in zip(labels, probabilities, strict=True)}
-        return Prediction(labels[int(np.argmax(probabilities))], rounded, self.timings)
 
 
 @dataclass
@@ -172,7 +137,7 @@ class Client:
         except HeError as error:
             raise RemoteError(f"the server's answer is not what the model promises: {error}") from None
         slots = secret.decrypt(ciphertext)
-        _check_plausible(slots, bundle)
+        check_plausible(slots, bundle)
         decrypted = time.perf_counter()
         timings = {
             "encrypt": encrypted - start,
@@ -205,12 +170,21 @@ class Client:
             self._bundle = bundle
         return self._bundle
 
-    def accept_bundle(self) -> Bundle:
-        """Pin the bundle that the server has now, whatever was pinned before."""
+    def new_keys(self) -> str:
+        """Accept the bundle that the server has now, whatever was pinned before, and make and upload new keys for it -> the key's id.
+
+        An older secret key for the same bundle is deleted, and this server forgets its evaluation keys.
+        """
         bundle, digest = self._fetch_bundle()
+        if self._pin not in (None, digest):
+            raise RemoteError(
+                f"the server's bundle for {bundle.name} is {digest[:12]}..., not the pinned {str(self._pin)[:12]}..."
+            )
         self._keys.set_pin(self.url, bundle.name, digest)
-        self._bundle, self._ready_id, self._pin = bundle, None, None
-        return bundle
+        self._bundle = bundle
+        self.revoke()
+        self._keys.new_secret_key(bundle)
+        return self.ensure_keys()
 
     def ensure_keys(self) -> str:
         """Make what is missing of secret key, evaluation keys and upload; wait until the server has checked them -> the key's id."""
@@ -218,7 +192,6 @@ class Client:
             bundle = self.bundle()
             start = time.perf_counter()
             if self._keys.secret_key(bundle) is None:
-                self._keys.upload_path(bundle).unlink(missing_ok=True)
                 self._keys.new_secret_key(bundle)
             entry = self._keys.uploaded(self.url, bundle)
             state = self._key_state(entry.key_id) if entry is not None else "unknown"
@@ -455,36 +428,3 @@ def _refusal(status: int, data: bytes) -> RemoteError:
         return RemoteError(f"{str(problem['title'])[:200]} ({status}): {str(problem['detail'])[:1000]}")
     except (RemoteError, KeyError):
         return RemoteError(f"the server answered with status {status}; is this an he-serve server?")
-
-
-def _check_plausible(slots: Slots, bundle: Bundle) -> None:
-    """Refuse what no evaluation of the model gives; this finds accidents (a wrong key, a damaged answer), not attacks.
-
-    A message must stay below half the modulus to decrypt right, while a wrong decryption is uniform modulo Q in its coefficients and
-    exceeds that bound in about every slot. Copies of the output differ by noise only, and noise is within the promised error.
-    """
-    p, output = bundle.checked_parameters(), bundle.output
-    found = copies(slots, output.packing)
-    bound = math.prod(p.data_primes[: output.level + 1]) / (2 * output.scale)
-    if not np.isfinite(found).all() or np.abs(found).max() > bound:
-        raise RemoteError(
-            "the answer does not decrypt to anything plausible; make new keys with `he-serve keys new` and try again"
-        )
-    if np.abs(found - found[0]).max() > 2 * bundle.promised_error:
-        raise RemoteError(
-            "the answer contradicts itself: copies of the output differ by more than the promised error"
-        )
-
-
-def softmax(logits: Slots) -> Slots:
-    """Class probabilities of logits, float64 [classes]."""
-    exponentials = np.exp(logits - logits.max())
-    return np.asarray(exponentials / exponentials.sum())
-
-
-def supported_digits(promised_error: float) -> int:
-    """Decimal digits of a probability that are free of CKKS noise, 0..6.
-
-    Logits off by at most e move a softmax probability by at most e/2 (its slope p(1-p) is at most 1/4, and logits differ by up to 2e).
-    """
-    return max(0, min(6, math.floor(-math.log10(promised_error / 2))))

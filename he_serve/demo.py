@@ -22,9 +22,10 @@ from ckks.errors import InputError, RemoteError
 from ckks.modelfile import CompiledModel, save_model
 from ckks.types import Slots
 from compiler.compile import compile_model
-from he_serve.client import Client, softmax
+from he_serve.client import Client
 from he_serve.images import read_image, read_rows, to_input
 from he_serve.plaintext import run_onnx
+from he_serve.prediction import softmax
 
 Progress = Callable[[str, int, int], None]
 PRECISION = 1e-3

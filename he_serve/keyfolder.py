@@ -103,10 +103,15 @@ class KeyFolder:
         return self._memory.get(path.name)
 
     def new_secret_key(self, bundle: Bundle) -> SecretKey:
-        """Generate and keep a secret key for one model version. Raises KeyFileError if there is a file already."""
+        """Generate and keep a secret key for one model version, in place of an older one. Raises KeyFileError."""
         key = SecretKey.generate(bundle.checked_parameters())
         path = self.secret_path(bundle)
+        # What servers and the upload file hold belongs to the older key.
+        self.index.uploaded = [u for u in self.index.uploaded if u.bundle_digest != bundle.digest]
+        self.save()
+        self.upload_path(bundle).unlink(missing_ok=True)
         if self._on_disk:
+            path.unlink(missing_ok=True)
             save_secret_key(path, key, self._passphrase, plain=self._passphrase is None)
         self._memory[path.name] = key
         return key

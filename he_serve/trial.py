@@ -64,6 +64,7 @@ def try_model(
     keygen_s = time.perf_counter() - start
     backend = make_backend(p, BACKEND, threads)
     weights = EncodedWeights(backend, model.weights)
+    weights.prepare(model.circuit)
     logits, seconds, ciphertext_bytes = [], [], 0
     with tempfile.TemporaryDirectory(prefix="he-serve-try-") as folder:
         uploaded, expanded = Path(folder) / "keys.upload", Path(folder) / "keys"

@@ -77,9 +77,9 @@ def load_models(paths: list[str], backend_name: str, threads: int) -> dict[str, 
         if p.digest not in backends:
             backends[p.digest] = make_backend(p, backend_name, threads)
         backend = backends[p.digest]
-        models[model.bundle.name] = Loaded(
-            model.bundle, model.circuit, p, backend, EncodedWeights(backend, model.weights)
-        )
+        weights = EncodedWeights(backend, model.weights)
+        weights.prepare(model.circuit)
+        models[model.bundle.name] = Loaded(model.bundle, model.circuit, p, backend, weights)
     return models
 
 

@@ -19,7 +19,10 @@ from onnx_models import ModelBuilder, onnx_outputs
 
 def clear_outputs(model: CompiledModel, rows: np.ndarray, seed: int | None = None) -> np.ndarray:
     """What the compiled circuit computes in the clear: [rows][elements]."""
-    ends = tuple(Layout("", np.array(s.packing.slots), s.packing.period) for s in (model.bundle.input, model.bundle.output))
+    ends = tuple(
+        Layout("", np.array(s.packing.slots), s.packing.period)
+        for s in (model.bundle.input, model.bundle.output)
+    )
     flat = rows.reshape(len(rows), -1).astype(np.float64)
     return evaluate(model.circuit, model.weights, model.bundle.checked_parameters(), flat, ends, seed)
 

@@ -27,7 +27,9 @@ def layouts(draw: st.DrawFn) -> Layout:
     return Layout("random", np.random.default_rng(seed).permutation(period)[:size].astype(np.int64), period)
 
 
-def by_diagonals(diagonals: np.ndarray, terms: tuple[tuple[int, int], ...], folds: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+def by_diagonals(
+    diagonals: np.ndarray, terms: tuple[tuple[int, int], ...], folds: tuple[int, ...], x: np.ndarray
+) -> np.ndarray:
     """The definition in ckks.circuit.Instruction, then the folds."""
     y = np.zeros(len(x))
     for diagonal, (giant, baby) in zip(diagonals, terms, strict=True):
@@ -37,8 +39,16 @@ def by_diagonals(diagonals: np.ndarray, terms: tuple[tuple[int, int], ...], fold
     return y
 
 
-@given(source=layouts(), target=layouts(), density=st.floats(0.05, 1), size=st.integers(1, 40), offset=st.integers(0, 20))
-def test_diagonals_equal_the_matrix(source: Layout, target: Layout, density: float, size: int, offset: int) -> None:
+@given(
+    source=layouts(),
+    target=layouts(),
+    density=st.floats(0.05, 1),
+    size=st.integers(1, 40),
+    offset=st.integers(0, 20),
+)
+def test_diagonals_equal_the_matrix(
+    source: Layout, target: Layout, density: float, size: int, offset: int
+) -> None:
     draw = np.random.default_rng(1)
     shape = len(target.slots), len(source.slots)
     matrix = draw.normal(size=shape) * (draw.uniform(size=shape) < density)
@@ -48,7 +58,9 @@ def test_diagonals_equal_the_matrix(source: Layout, target: Layout, density: flo
     coo = coo_array(matrix)
     found = dg.offsets(coo, source, target)
     diagonals = dg.diagonals(coo, source, target, found)
-    terms = dg.terms(found.steps, dg.Split(size, min(offset, size - 1), 0.0, frozenset()), source.period, SLOTS)
+    terms = dg.terms(
+        found.steps, dg.Split(size, min(offset, size - 1), 0.0, frozenset()), source.period, SLOTS
+    )
     assert len(set(terms)) == len(terms)
     y = by_diagonals(diagonals, terms, found.folds, np.tile(packed, SLOTS // source.period))
     expected = np.zeros(target.period)
@@ -66,7 +78,9 @@ def test_splits_name_the_rotations_they_need(source: Layout, target: Layout) -> 
     for split in dg.splits(found.steps, source.period, SLOTS, set(), dg.fine_sizes(source.period)):
         terms = dg.terms(found.steps, split, source.period, SLOTS)
         assert {step for term in terms for step in term} - {0} == split.rotations
-        assert all((sum(t) - step) % source.period == 0 for t, step in zip(terms, found.steps.tolist(), strict=True))
+        assert all(
+            (sum(t) - step) % source.period == 0 for t, step in zip(terms, found.steps.tolist(), strict=True)
+        )
 
 
 @given(

@@ -46,7 +46,7 @@ def new(
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
-    """Accept the model's present bundle, make keys for it, and upload the evaluation keys."""
+    """Accept the model's present bundle, make new keys for it (older ones are deleted), and upload the evaluation keys."""
     from he_serve.client import Client
 
     with (
@@ -55,8 +55,8 @@ def new(
             url, model=model, key_store=key_store, passphrase=passphrase(plain), progress=report
         ) as client,
     ):
-        bundle = client.accept_bundle()
-        key_id = client.ensure_keys()
+        key_id = client.new_keys()
+        bundle = client.bundle()
     p = bundle.checked_parameters()
     if as_json:
         emit(

@@ -1,0 +1,79 @@
+"""What comes of decrypted slots: plausible logits, and the probabilities that may be shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckks.bundle import Bundle
+from ckks.errors import RemoteError
+from ckks.types import Slots
+from he_serve.packing import copies
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the likeliest class. probabilities: per label, rounded to the digits that the promised error supports.
+
+    timings, in seconds: encrypt, round_trip (evaluation and queue included), queue, evaluate (both as the server says), decrypt.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class RawPrediction:
+    """logits: float64 of the output's shape, with CKKS noise in them: see Client.predict_raw before you show them to anybody.
+
+    sent_bytes, received_bytes: sizes of the two ciphertexts.
+    """
+
+    logits: Slots
+    timings: dict[str, float]
+    sent_bytes: int
+    received_bytes: int
+
+    def rounded(self, bundle: Bundle) -> Prediction:
+        """What may be shown: label and probabilities without the noise."""
+        probabilities = softmax(self.logits.reshape(-1))
+        digits = supported_digits(bundle.promised_error)
+        labels = bundle.output.labels or [str(i) for i in range(len(probabilities))]
+        rounded = {name: round(float(p), digits) for name, p in zip(labels, probabilities, strict=True)}
+        return Prediction(labels[int(np.argmax(probabilities))], rounded, self.timings)
+
+
+def check_plausible(slots: Slots, bundle: Bundle) -> None:
+    """Refuse what no evaluation of the model gives; this finds accidents (a wrong key, a damaged answer), not attacks.
+
+    A message must stay below half the modulus to decrypt right, while a wrong decryption is uniform modulo Q in its coefficients and
+    exceeds that bound in about every slot. Copies of the output differ by noise only, and noise is within the promised error.
+    """
+    p, output = bundle.checked_parameters(), bundle.output
+    found = copies(slots, output.packing)
+    bound = math.prod(p.data_primes[: output.level + 1]) / (2 * output.scale)
+    if not np.isfinite(found).all() or np.abs(found).max() > bound:
+        raise RemoteError(
+            "the answer does not decrypt to anything plausible; make new keys with `he-serve keys new` and try again"
+        )
+    if np.abs(found - found[0]).max() > 2 * bundle.promised_error:
+        raise RemoteError(
+            "the answer contradicts itself: copies of the output differ by more than the promised error"
+        )
+
+
+def softmax(logits: Slots) -> Slots:
+    """Class probabilities of logits, float64 [classes]."""
+    exponentials = np.exp(logits - logits.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def supported_digits(promised_error: float) -> int:
+    """Decimal digits of a probability that are free of CKKS noise, 0..6.
+
+    Logits off by at most e move a softmax probability by at most e/2 (its slope p(1-p) is at most 1/4, and logits differ by up to 2e).
+    """
+    return max(0, min(6, math.floor(-math.log10(promised_error / 2))))

@@ -1,0 +1,253 @@
+"""What cannot be compiled is named with its node and a remedy; hostile and corrupt files give ModelError and nothing else."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import ModelBuilder, lesion_like
+from onnx import TensorProto, helper
+
+from ckks.errors import ModelError
+from compiler.compile import compile_model
+
+TENSOR = (3, 6, 6)
+
+OPERATORS: dict[str, tuple[Callable[[ModelBuilder], str], str]] = {
+    "Relu": (lambda b: b.node("Relu", "image"), "polynomial activation"),
+    "Sigmoid": (lambda b: b.node("Sigmoid", "image"), "polynomial activation"),
+    "MaxPool": (lambda b: b.node("MaxPool", "image", kernel_shape=[2, 2]), "AveragePool"),
+    "Softmax": (lambda b: b.node("Softmax", b.node("Flatten", "image")), "cut the graph at the logits"),
+    "ArgMax": (lambda b: b.node("Cast", b.node("ArgMax", b.node("Flatten", "image")), to=1), "cut the graph at the logits"),
+    "InstanceNormalization": (
+        lambda b: b.node("InstanceNormalization", "image", b.weight(3), b.weight(3)),
+        "BatchNormalization",
+    ),
+    "Pow": (lambda b: b.node("Pow", "image", b.constant(0.5)), "whole powers"),
+    "Div": (lambda b: b.node("Div", b.weight(3, 1, 1), "image"), "constants only"),
+    "MatMul": (lambda b: b.node("MatMul", "image", "image"), "must be a constant"),
+    "Sin": (lambda b: b.node("Sin", "image"), "polynomials"),
+    "ReduceMean": (lambda b: b.node("ReduceMean", "image", axes=[0], keepdims=1), "batch"),
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_refused_operator_names_node_and_remedy(op: str, tmp_path: Path) -> None:
+    make, remedy = OPERATORS[op]
+    b = ModelBuilder(TENSOR)
+    path = b.save(tmp_path / "m.onnx", make(b))
+    with pytest.raises(ModelError, match=remedy) as caught:
+        compile_model(path, name="m")
+    assert op in str(caught.value) and f"{op}_" in str(caught.value)
+
+
+def _refused(model: onnx.ModelProto, folder: Path, match: str) -> None:
+    path = folder / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=match):
+        compile_model(path, name="m")
+
+
+def _dense() -> tuple[ModelBuilder, onnx.ModelProto]:
+    b = ModelBuilder((4,))
+    return b, b.model(b.dense("image", 4, 3))
+
+
+def test_training_mode_is_refused(tmp_path: Path) -> None:
+    b = ModelBuilder(TENSOR)
+    weights = [b.weight(3) for _ in range(3)]
+    out = b.node("BatchNormalization", "image", *weights, b.constant(np.ones(3)), training_mode=1)
+    b.nodes[-1].output.extend(["mean", "variance"])
+    _refused(b.model(out), tmp_path, "model.eval")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(bad: float, tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    _refused(b.model(b.node("Mul", "image", b.constant([1, 2, bad, 4]))), tmp_path, "c0.*NaN or infinite")
+
+
+def test_missing_initialiser(tmp_path: Path) -> None:
+    _, model = _dense()
+    del model.graph.initializer[0]
+    _refused(model, tmp_path, "not valid ONNX")
+
+
+def test_cycle(tmp_path: Path) -> None:
+    _, model = _dense()
+    model.graph.node[0].input[0] = model.graph.node[0].output[0]
+    _refused(model, tmp_path, "not valid ONNX")
+
+
+def test_dynamic_axis(tmp_path: Path) -> None:
+    _, model = _dense()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
+    _refused(model, tmp_path, "axis 1 has no fixed size")
+
+
+def test_fixed_batch(tmp_path: Path) -> None:
+    _, model = _dense()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    _refused(model, tmp_path, "batch of 8")
+
+
+def test_two_inputs_and_two_outputs(tmp_path: Path) -> None:
+    _, model = _dense()
+    two = onnx.ModelProto()
+    two.CopyFrom(model)
+    two.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 4]))
+    _refused(two, tmp_path, "2 inputs")
+    two.CopyFrom(model)
+    two.graph.output.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 4]))
+    _refused(two, tmp_path, "2 outputs")
+
+
+def test_output_that_ignores_the_input(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    _refused(b.model(b.node("Mul", "image", b.constant(np.zeros(4)))), tmp_path, "does not depend")
+
+
+@pytest.mark.parametrize("dims", [[1 << 40, 1 << 40], [1 << 30, 4], [-4, -3], [4, 3, 1 << 20]])
+def test_huge_and_negative_dimensions_cost_nothing(dims: list[int], tmp_path: Path) -> None:
+    _, model = _dense()
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend(dims)
+    start = time.perf_counter()
+    _refused(model, tmp_path, "elements|negative|does not hold|not valid")
+    assert time.perf_counter() - start < 5
+
+
+def test_huge_picture_and_huge_padding(tmp_path: Path) -> None:
+    b = ModelBuilder((3, 1 << 12, 1 << 12))
+    _refused(b.model(b.node("GlobalAveragePool", "image")), tmp_path, "smaller picture")
+    b = ModelBuilder((3, 300, 300))
+    _refused(b.model(b.conv("image", 3, 4)), tmp_path, "slots|elements|entries")
+    b = ModelBuilder(TENSOR)
+    _refused(b.model(b.conv("image", 3, 4, pads=[1 << 30] * 4)), tmp_path, "too large")
+
+
+def test_constant_arithmetic_is_bounded(tmp_path: Path) -> None:
+    """Outer sums of constants square their size at every node."""
+    b = ModelBuilder((1,))
+    x = b.constant(np.ones((4096, 1)))
+    y = b.node("Add", x, b.constant(np.ones((1, 4096))))
+    z = b.node("Add", b.node("Unsqueeze", y, b.constant(np.array([2]))), b.constant(np.ones(1 << 14)))
+    b.node("Mul", "image", b.node("ReduceSum", z))
+    model = b.model(b.node("Mul", "image", y))
+    start = time.perf_counter()
+    _refused(model, tmp_path, "too large|elements")
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../weights", "", "nowhere", "link", "."])
+def test_external_data_outside_the_folder(location: str, tmp_path: Path) -> None:
+    _, model = _dense()
+    tensor = model.graph.initializer[0]
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    _refused(model, tmp_path, "inside the ONNX file")
+
+
+def test_external_data_beside_the_model(tmp_path: Path) -> None:
+    _, model = _dense()
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").exists()
+    compile_model(tmp_path / "m.onnx", name="m")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("labels", "[1, 2, 3]"), ("labels", "{"), ("labels", '["a"]'), ("input_range", "[1, 0]"), ("input_range", "[0]"), ("input_range", "[NaN, 1]")],
+)
+def test_bad_metadata(key: str, value: str, tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    _refused(b.model(b.dense("image", 4, 3), {key: value}), tmp_path, key)
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        compile_model(tmp_path / "none.onnx", name="m")
+    (tmp_path / "m.onnx").write_bytes(b"not a model at all")
+    with pytest.raises(ModelError, match="ONNX"):
+        compile_model(tmp_path / "m.onnx", name="m")
+    (tmp_path / "m.onnx").write_bytes(b"")
+    with pytest.raises(ModelError):
+        compile_model(tmp_path / "m.onnx", name="m")
+
+
+def test_bad_precision_and_calibration(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    path = b.save(tmp_path / "m.onnx", b.dense("image", 4, 3))
+    for precision in (0.0, -1.0, 1.0, float("nan")):
+        with pytest.raises(ModelError, match="precision"):
+            compile_model(path, name="m", precision=precision)
+    for rows in (np.zeros((3, 5)), np.zeros((0, 4)), np.full((2, 4), np.nan), np.float64(3)):
+        with pytest.raises(ModelError, match="calibration"):
+            compile_model(path, name="m", calibration=rows)
+    with pytest.raises(ModelError, match="no secure parameters"):
+        compile_model(path, name="m", precision=1e-14)
+
+
+def test_overflowing_values(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    x = "image"
+    for _ in range(12):
+        x = b.node("Mul", b.node("Mul", x, b.constant(1e30)), b.constant(1e30))
+    path = b.save(tmp_path / "m.onnx", b.node("Pow", x, b.constant(2.0)))
+    with pytest.raises(ModelError, match="overflow"):
+        compile_model(path, name="m")
+
+
+def test_too_deep(tmp_path: Path) -> None:
+    b = ModelBuilder((2,))
+    x = "image"
+    for _ in range(40):
+        x = b.quadratic(b.dense(x, 2, 2), 2, spatial=False)
+    path = b.save(tmp_path / "m.onnx", x)
+    with pytest.raises(ModelError, match=r"fewer activations|overflow"):
+        compile_model(path, name="m")
+
+
+def _mutations(good: bytes, count: int, seed: int) -> list[bytes]:
+    draw = random.Random(seed)
+    found = []
+    for _ in range(count):
+        data = bytearray(good)
+        match draw.randrange(4):
+            case 0:
+                data = data[: draw.randrange(len(data))]
+            case 1:
+                for _ in range(draw.randrange(1, 5)):
+                    data[draw.randrange(len(data))] = draw.randrange(256)
+            case 2:
+                at = draw.randrange(len(data))
+                data[at:at] = draw.randbytes(draw.randrange(1, 9))
+            case _:
+                at = draw.randrange(len(data))
+                del data[at : at + draw.randrange(1, 9)]
+        found.append(bytes(data))
+    return found
+
+
+def test_corrupt_files_never_crash(tmp_path: Path) -> None:
+    """Structure is small beside weights in this model, so that most mutations hit structure."""
+    b = ModelBuilder((1, 4, 4))
+    x = b.quadratic(b.batch_norm(b.conv("image", 1, 2, 2), 2), 2)
+    x = b.dense(b.node("Flatten", b.node("AveragePool", x, kernel_shape=[2, 2])), 8, 2)
+    good = b.model(x, {"labels": '["a", "b"]', "input_range": "[0, 1]"}).SerializeToString()
+    path = tmp_path / "m.onnx"
+    refused = 0
+    for data in _mutations(good, 400, seed=3):
+        path.write_bytes(data)
+        try:
+            compile_model(path, name="m", precision=0.01)
+        except ModelError:
+            refused += 1
+    assert refused > 100
