@@ -70,10 +70,12 @@ def compile_model(
             f"precision must be between 0 and 1 (relative to the largest logit), got {precision}"
         )
     say("reading")
-    graph = build_graph(load_onnx(onnx_path))
-    rows = _calibration_rows(graph, calibration)
-    say("folding")
-    program = condition(fold(graph), rows)
+    model = load_onnx(onnx_path)
+    with np.errstate(all="ignore"):  # overflow shows as infinite values, which every stage refuses
+        graph = build_graph(model)
+        rows = _calibration_rows(graph, calibration)
+        say("folding")
+        program = condition(fold(graph), rows)
     levels = assign_levels(program)
     target = precision * max(program.largest_output, 1e-12)
     compiled = _fit(graph, program, levels, rows, target, say)

@@ -19,6 +19,7 @@ from ckks.errors import ModelError
 from compiler.fold import AffineBase, Base, InputBase, Polynomial
 from compiler.graph import Array, Shape
 
+MAX_VALUE = 2.0**100  # larger values fit no modulus, and their squares leave float64's range
 MAX_SHIFT = 16.0  # in units of the calibrated range: a larger vertex would drown the values in the square of the shift
 MIN_SPREAD = 1 / 4  # elements that hardly vary are scaled up to this fraction of the largest at most
 # Larger values make the rounding noise of ciphertexts weigh less and that of the weights they meet more; they balance about here.
@@ -120,22 +121,20 @@ def _apply(p: Polynomial, x: Array) -> Array:
 def forward(order: list[Base], rows: Array) -> Mapping[int, Array]:
     """Values float64 [rows][elements] of every base, by id, for input rows [rows][elements]. Raises ModelError on overflow."""
     values: dict[int, Array] = {}
-    with np.errstate(all="ignore"):
-        for base in order:
-            if isinstance(base, InputBase):
-                value = rows
-            elif isinstance(base, AffineBase):
-                value = (
-                    sum((_apply(p, values[id(p.base)]) @ m.T for p, m in base.terms), np.zeros(1)) + base.bias
-                )
-            else:
-                value = values[id(base.left)] * values[id(base.right)]
-            if not np.isfinite(value).all():
-                layer = "the input" if isinstance(base, InputBase) else f"layer {base.layer!r}"
-                raise ModelError(
-                    f"{layer}: values overflow on the calibration data; check its range and the model's weights"
-                )
-            values[id(base)] = value
+    for base in order:
+        if isinstance(base, InputBase):
+            value = rows
+        elif isinstance(base, AffineBase):
+            parts = (_apply(p, values[id(p.base)]) @ m.T for p, m in base.terms)
+            value = sum(parts, np.zeros(1)) + base.bias
+        else:
+            value = values[id(base.left)] * values[id(base.right)]
+        if not np.abs(value).max() < MAX_VALUE:
+            where = "the input" if isinstance(base, InputBase) else f"layer {base.layer!r}"
+            raise ModelError(
+                f"{where}: values overflow on the calibration data; check its range and the model's weights"
+            )
+        values[id(base)] = value
     return values
 
 
@@ -143,40 +142,61 @@ def condition(output: AffineBase, rows: Array) -> Program:
     """The program for `output`, with ranges taken from calibration rows [rows][input elements]. Raises ModelError."""
     order = bases_in_order(output)
     values = forward(order, rows)
-    largest = max(1.0, float(np.abs(values[id(output)]).max()))
-    tensors: dict[int, Tensor] = {}
-    gains: dict[int, Array] = {}
-    shifts: dict[int, Array] = {}
+    largest_output = float(np.abs(values[id(output)]).max())
+    largest = max(1.0, largest_output)
+    framed: dict[int, _Framed] = {}
     activations: dict[tuple[int, str], Activation] = {}
     for base in order:
-        value, size = values[id(base)], math.prod(base.shape)
+        size = math.prod(base.shape)
         gain, shift = np.ones(size), np.zeros(size)
         tensor: Tensor
         if isinstance(base, InputBase):
             tensor = InputTensor(base.name, base.shape)
         elif isinstance(base, AffineBase):
             if base is not output:
-                gain, shift = _frame(base, order, value)
-            terms: dict[int, tuple[Activation, csr_array]] = {}
-            bias = base.bias + shift
-            for p, matrix in base.terms:
-                source = id(p.base)
-                activation, factor, constant = _activation(
-                    p, tensors[source], gains[source], shifts[source], values[source], activations
-                )
-                bias = bias + matrix @ constant
-                scaled = csr_array(diags_array(gain) @ matrix @ diags_array(factor))
-                if id(activation) in terms:
-                    scaled = csr_array(terms[id(activation)][1] + scaled)
-                terms[id(activation)] = activation, scaled
-            tensor = AffineTensor(base.layer, tuple(terms.values()), gain * bias, base.shape)
+                gain, shift = _frame(base, order, values[id(base)])
+            tensor = _affine(base, gain, shift, framed, activations)
         else:
-            gain = gains[id(base.left)] * gains[id(base.right)]
-            tensor = ProductTensor(base.layer, tensors[id(base.left)], tensors[id(base.right)], base.shape)
-        tensors[id(base)], gains[id(base)], shifts[id(base)] = tensor, gain, shift
+            left, right = framed[id(base.left)], framed[id(base.right)]
+            gain = left.gain * right.gain
+            tensor = ProductTensor(base.layer, left.tensor, right.tensor, base.shape)
+        framed[id(base)] = _Framed(tensor, gain, shift, gain * (values[id(base)] + shift))
         if base is not output:
-            largest = max(largest, float(np.abs(gain * (value + shift)).max()) ** 2)
-    return Program(tuple(tensors[id(b)] for b in order), largest, float(np.abs(values[id(output)]).max()))
+            largest = max(largest, float(np.abs(framed[id(base)].value).max()) ** 2)
+    return Program(tuple(framed[id(b)].tensor for b in order), largest, largest_output)
+
+
+@dataclass(frozen=True, eq=False)
+class _Framed:
+    """A conditioned base; value: u on the calibration rows."""
+
+    tensor: Tensor
+    gain: Array
+    shift: Array
+    value: Array
+
+
+def _affine(
+    base: AffineBase,
+    gain: Array,
+    shift: Array,
+    framed: dict[int, _Framed],
+    known: dict[tuple[int, str], Activation],
+) -> AffineTensor:
+    """gain * (base + shift) in terms of the conditioned operands."""
+    terms: dict[int, tuple[Activation, csr_array]] = {}
+    bias = base.bias + shift
+    for p, matrix in base.terms:
+        activation, factor, constant = _activation(p, framed[id(p.base)], known)
+        bias = bias + matrix @ constant
+        scaled = csr_array(diags_array(gain) @ matrix @ diags_array(factor))
+        if id(activation) in terms:
+            scaled = csr_array(terms[id(activation)][1] + scaled)
+        terms[id(activation)] = activation, scaled
+    bias = gain * bias
+    if not np.isfinite(bias).all() or any(not np.isfinite(m.data).all() for _, m in terms.values()):
+        raise ModelError(f"layer {base.layer!r}: its weights overflow; scale them down")
+    return AffineTensor(base.layer, tuple(terms.values()), bias, base.shape)
 
 
 def _frame(base: AffineBase, order: list[Base], value: Array) -> tuple[Array, Array]:
@@ -212,16 +232,11 @@ def _vertex(p: Polynomial, value: Array) -> Array | None:
 
 
 def _activation(
-    p: Polynomial,
-    tensor: Tensor,
-    gain: Array,
-    shift: Array,
-    value: Array,
-    known: dict[tuple[int, str], Activation],
+    p: Polynomial, source: _Framed, known: dict[tuple[int, str], Activation]
 ) -> tuple[Activation, Array, Array]:
     """An activation v with p(x) = factor * v(u) + constant, and factor and constant [elements]."""
-    q = _reframed(p.coefficients, gain, shift)
-    u = gain * (value + shift)
+    tensor, gain = source.tensor, source.gain
+    q = _reframed(p.coefficients, gain, source.shift)
     if p.degree == 1:
         key, function, factor, coefficients = (id(tensor), "identity"), Function.IDENTITY, q[1], None
     # What is left of a completed square's linear coefficient is float64 rounding.
@@ -229,7 +244,7 @@ def _activation(
         key, function, factor, coefficients = (id(tensor), "square"), Function.SQUARE, q[2], None
     else:
         q0, q[0] = q[0].copy(), 0.0
-        size = max(float(np.abs(_apply(Polynomial(p.base, q), u)).max()), 1e-30)
+        size = max(float(np.abs(_apply(Polynomial(p.base, q), source.value)).max()), 1e-30)
         key, function = (id(tensor), f"polynomial {id(p)}"), Function.POLYNOMIAL
         factor, coefficients = np.full(len(gain), size), q / size
         q[0] = q0

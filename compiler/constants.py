@@ -53,7 +53,9 @@ def _divide(a: Sequence[Constant], at: Attributes) -> Constant:
 
 
 def _slice(a: Sequence[Constant], at: Attributes) -> Constant:
-    lists = [x.tolist() for x in a[1:]] if len(a) > 2 else [at[k] for k in ("starts", "ends", "axes") if k in at]
+    lists = (
+        [x.tolist() for x in a[1:]] if len(a) > 2 else [at[k] for k in ("starts", "ends", "axes") if k in at]
+    )
     starts, ends = lists[:2]
     axes = lists[2] if len(lists) > 2 else range(len(starts))
     steps = lists[3] if len(lists) > 3 else [1] * len(starts)

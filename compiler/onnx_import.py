@@ -69,6 +69,7 @@ def load_onnx(path: Path) -> OnnxModel:
         raise ModelError(
             f"{path.name} is not an ONNX file ({type(error).__name__}); export the model again"
         ) from None
+    _check_text(proto)
     _check_sizes(proto)
     _load_external(proto, path)
     constants = _constants(proto)
@@ -88,6 +89,8 @@ def load_onnx(path: Path) -> OnnxModel:
     if len(proto.graph.output) != 1:
         names = ", ".join(repr(o.name) for o in proto.graph.output[:5])
         raise ModelError(f"the model has {len(proto.graph.output)} outputs ({names}); keep only the logits")
+    if not 1 <= len(proto.graph.output[0].name) <= 200:
+        raise ModelError("the output must have a name of 1 to 200 characters")
     nodes = tuple(_node(node, i) for i, node in enumerate(proto.graph.node))
     properties = {p.key: p.value for p in proto.metadata_props}
     low, high = _range(properties.get("input_range"))
@@ -109,6 +112,24 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield node.output[0] if node.output else node.name, attribute.t
+
+
+def _check_text(proto: onnx.ModelProto) -> None:
+    graph = proto.graph
+    names: list[object] = [v.name for v in [*graph.input, *graph.output, *graph.initializer]]
+    names += [x for p in proto.metadata_props for x in (p.key, p.value)]
+    for node in graph.node:
+        names += [
+            node.name,
+            node.op_type,
+            node.domain,
+            *node.input,
+            *node.output,
+            *(a.name for a in node.attribute),
+        ]
+    # Protobuf gives bytes where a string is not UTF-8.
+    if any(not isinstance(name, str) for name in names):
+        raise ModelError("a name in the model is not UTF-8 text; export the model again")
 
 
 def _check_sizes(proto: onnx.ModelProto) -> None:

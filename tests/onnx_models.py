@@ -29,7 +29,9 @@ class ModelBuilder:
         """A weight by value (float32 unless it holds integers)."""
         a = np.asarray(array)
         name = f"c{len(self.initialisers)}"
-        self.initialisers.append(numpy_helper.from_array(a if a.dtype.kind == "i" else a.astype(np.float32), name))
+        self.initialisers.append(
+            numpy_helper.from_array(a if a.dtype.kind == "i" else a.astype(np.float32), name)
+        )
         return name
 
     def weight(self, *shape: int) -> str:
@@ -39,7 +41,9 @@ class ModelBuilder:
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         out = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"{op}_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(op, list(inputs), [out], name=f"{op}_{len(self.nodes)}", **attributes)
+        )
         return out
 
     def conv(self, x: str, channels: int, out: int, kernel: int = 3, **attributes: Any) -> str:
@@ -94,7 +98,11 @@ def onnx_outputs(path: Path, rows: Floats) -> NDArray[np.float64]:
 def lesion_like(seed: int = 0) -> ModelBuilder:
     """The demonstration network's shape with random weights: conv 5x5/2, quadratic, conv 3x3, quadratic, pool, dense, quadratic, dense."""
     b = ModelBuilder((3, 28, 28), seed)
-    x = b.node("Div", b.node("Sub", "image", b.constant(np.full((3, 1, 1), 0.5))), b.constant(np.full((3, 1, 1), 0.25)))
+    x = b.node(
+        "Div",
+        b.node("Sub", "image", b.constant(np.full((3, 1, 1), 0.5))),
+        b.constant(np.full((3, 1, 1), 0.25)),
+    )
     x = b.quadratic(b.batch_norm(b.conv(x, 3, 16, 5, strides=[2, 2], pads=[2, 2, 2, 2]), 16), 16)
     x = b.quadratic(b.batch_norm(b.conv(x, 16, 32, 3, pads=[1, 1, 1, 1]), 32), 32)
     x = b.node("Flatten", b.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2]))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_models import ModelBuilder, onnx_outputs
 
 from ckks.modelfile import CompiledModel
 from compiler.compile import compile_model
-from compiler.precision import evaluate
 from compiler.layouts import Layout
-from onnx_models import ModelBuilder, onnx_outputs
+from compiler.precision import evaluate
 
 
 def clear_outputs(model: CompiledModel, rows: np.ndarray, seed: int | None = None) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_candidate_layouts_are_layouts(shape: tuple[int, ...], limit: int) -> No
     for layout in candidates(shape, limit):
         assert layout.period <= limit and layout.period == power_of_two(layout.period)
         assert len(set(layout.slots.tolist())) == math.prod(shape) == len(layout.slots)
-        assert 0 <= layout.slots.min() and layout.slots.max() < layout.period
+        assert layout.slots.min() >= 0 and layout.slots.max() < layout.period
 
 
 def test_padded_planes_make_convolutions_cheap() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_models import ModelBuilder, lesion_like
 from onnx import TensorProto, helper
+from onnx_models import ModelBuilder
 
 from ckks.errors import ModelError
 from compiler.compile import compile_model
@@ -23,7 +23,10 @@ OPERATORS: dict[str, tuple[Callable[[ModelBuilder], str], str]] = {
     "Sigmoid": (lambda b: b.node("Sigmoid", "image"), "polynomial activation"),
     "MaxPool": (lambda b: b.node("MaxPool", "image", kernel_shape=[2, 2]), "AveragePool"),
     "Softmax": (lambda b: b.node("Softmax", b.node("Flatten", "image")), "cut the graph at the logits"),
-    "ArgMax": (lambda b: b.node("Cast", b.node("ArgMax", b.node("Flatten", "image")), to=1), "cut the graph at the logits"),
+    "ArgMax": (
+        lambda b: b.node("Cast", b.node("ArgMax", b.node("Flatten", "image")), to=1),
+        "cut the graph at the logits",
+    ),
     "InstanceNormalization": (
         lambda b: b.node("InstanceNormalization", "image", b.weight(3), b.weight(3)),
         "BatchNormalization",
@@ -164,7 +167,14 @@ def test_external_data_beside_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("labels", "[1, 2, 3]"), ("labels", "{"), ("labels", '["a"]'), ("input_range", "[1, 0]"), ("input_range", "[0]"), ("input_range", "[NaN, 1]")],
+    [
+        ("labels", "[1, 2, 3]"),
+        ("labels", "{"),
+        ("labels", '["a"]'),
+        ("input_range", "[1, 0]"),
+        ("input_range", "[0]"),
+        ("input_range", "[NaN, 1]"),
+    ],
 )
 def test_bad_metadata(key: str, value: str, tmp_path: Path) -> None:
     b = ModelBuilder((4,))
