@@ -10,7 +10,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 
-# TenSEAL belongs to the client: an image without it has no code that could make or use a secret key.
+# TenSEAL belongs to the client: without it nothing in the image can make or use a secret key.
 RUN python -m venv /opt/he-serve \
     && /opt/he-serve/bin/pip install --no-cache-dir '.[server]' \
     && /opt/he-serve/bin/pip uninstall --yes tenseal

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from he_serve.client import Client as Client
-    from he_serve.client import Prediction as Prediction
+    from he_serve.prediction import Prediction as Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Client", "Prediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Client", "Prediction"):
-        from he_serve import client
+    if name == "Client":
+        from he_serve.client import Client
 
-        return getattr(client, name)
+        return Client
+    if name == "Prediction":
+        from he_serve.prediction import Prediction
+
+        return Prediction
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

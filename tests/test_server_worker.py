@@ -1,0 +1,96 @@
+"""The parts of an evaluation process: frames, mapped keys, cancellation between operations, limits on validation."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import random_ciphertext, random_keys, small_parameters
+from serving import start_server
+
+from ckks.errors import MissingKeyError, RemoteError
+from ckks.expanded import expand_keys, map_keys
+from ckks.modelfile import CompiledModel
+from ckks.types import EvaluationKeys, KeyNeeds
+from ckks.wire import dump_ciphertext, dump_keys
+from he_serve import frames
+from he_serve.client import Client
+from he_serve.keystore import expanded_size
+from he_serve.worker import JobCancelledError, MappedKeys, evaluate, load_models
+
+
+@pytest.fixture(scope="module")
+def expanded(tmp_path_factory: pytest.TempPathFactory, tiny: CompiledModel) -> Path:
+    """Expanded keys of noise for tiny."""
+    folder, p, needs = tmp_path_factory.mktemp("expanded"), small_parameters(), tiny.bundle.key_needs()
+    dump_keys(folder / "upload", random_keys(p, needs, np.random.default_rng(4)))
+    expand_keys(folder / "upload", folder / "keys", p, needs)
+    return folder / "keys"
+
+
+@given(
+    st.dictionaries(st.text(), st.integers() | st.text()), st.binary(max_size=1000), st.binary(max_size=50)
+)
+def test_frames(header: dict[str, object], payload: bytes, more: bytes) -> None:
+    stream = io.BytesIO(frames.dump(header, payload) + more)
+    assert frames.read(stream) == (header, payload)
+    assert stream.read() == more
+    cut = frames.dump(header, payload)[:-1]
+    with pytest.raises(EOFError):
+        frames.read(io.BytesIO(cut))
+
+
+def test_broken_frames_do_not_allocate() -> None:
+    with pytest.raises(ConnectionError):
+        frames.read(io.BytesIO(b"\xff" * 12))
+
+
+def test_a_job_is_cancelled_between_operations(models_folder: Path, expanded: Path) -> None:
+    p = small_parameters()
+    model = load_models([str(models_folder / "tiny.hem")], "cpu", 1)["tiny"]
+    data = dump_ciphertext(p, random_ciphertext(p, 2, np.random.default_rng(1)))
+    steps: list[int] = []
+
+    def cancelled() -> bool:
+        steps.append(1)
+        return len(steps) == 4
+
+    with pytest.raises(JobCancelledError):
+        evaluate(model, map_keys(expanded, p), data, cancelled)
+    assert len(steps) == 4 < len(model.circuit.instructions)
+    with pytest.raises(MissingKeyError):
+        evaluate(model, EvaluationKeys(p, None, {}), data, lambda: False)
+
+
+def test_mapped_keys_are_kept_within_bounds(expanded: Path, tmp_path: Path) -> None:
+    p, mapped = small_parameters(), MappedKeys(2)
+    paths = [tmp_path / str(i) for i in range(3)]
+    for path in paths:
+        path.write_bytes(expanded.read_bytes())
+    first = mapped.get(paths[0], p)
+    assert mapped.get(paths[0], p) is first
+    mapped.get(paths[1], p)
+    mapped.get(paths[2], p)
+    assert mapped.get(paths[0], p) is not first
+    paths[0].unlink()  # revoked: even a map that is held must not be used again
+    with pytest.raises(FileNotFoundError):
+        mapped.get(paths[0], p)
+
+
+def test_expanded_size_is_exact(expanded: Path, tiny: CompiledModel) -> None:
+    size = expanded_size(small_parameters(), tiny.bundle.key_needs())
+    assert size < expanded.stat().st_size < size + 4096
+    assert expanded_size(small_parameters(), KeyNeeds(None)) == 0
+
+
+def test_validation_that_takes_too_long_is_a_rejection(models_folder: Path, tmp_path: Path) -> None:
+    with (
+        start_server(models_folder, tmp_path, validation_timeout=0.01) as server,
+        Client(server.url) as client,
+        pytest.raises(RemoteError, match="refused the keys: .*(too long|memory and time)"),
+    ):
+        client.ensure_keys()
