@@ -123,7 +123,7 @@ def _reduce_floats(values: Floats, q: int) -> Residues:
     _, exponent = np.frexp(values)
     large = np.maximum(exponent - _MANTISSA_BITS, 0)
     integers = np.ldexp(values, -large).astype(np.int64)  # still whole: a float has 53 bits
-    residues = np.mod(integers, q).view(np.uint64)
+    residues: Residues = np.mod(integers, q).view(np.uint64)
     if not large.any():
         return residues
     powers = np.array([pow(2, shift, q) for shift in range(int(large.max()) + 1)], dtype=np.uint64)
