@@ -10,7 +10,7 @@ import numpy as np
 from ckks.errors import ModelError
 from compiler import matrices
 from compiler.constants import Constant, fold_constant, reshaped_dimensions
-from compiler.graph import MAX_ELEMENTS, Array, Elementwise, Graph, Linear, Node, Product, Shape, Source, Sum
+from compiler.graph import MAX_ELEMENTS, Elementwise, Graph, Linear, Node, Product, Shape, Source, Sum
 from compiler.onnx_import import OnnxModel, OnnxNode
 
 MAX_POWER = 16
@@ -166,7 +166,7 @@ def _tensor(inputs: _Inputs, i: int = 0) -> int:
     return x
 
 
-def _fixed(inputs: _Inputs, i: int, default: Array | None = None) -> Constant:
+def _fixed(inputs: _Inputs, i: int, default: Constant | None = None) -> Constant:
     x = inputs[i] if i < len(inputs) else None
     x = default if x is None else x
     if not isinstance(x, np.ndarray):
@@ -375,10 +375,57 @@ def _rearrange(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     return b.gather(node, x, _fixed([moved], 0))
 
 
+def _pad(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+    x, at = _tensor(inputs), node.attributes
+    shape = b.shape(x)
+    rank = len(shape)
+    pads = _fixed(inputs, 1).tolist() if len(inputs) > 1 else at["pads"]
+    value = _fixed(inputs, 2, np.zeros(1)) if len(inputs) > 2 else np.array(at.get("value", 0.0))
+    axes = _fixed(inputs, 3, np.arange(rank)).tolist()
+    if at.get("mode", "constant") != "constant" or np.any(value):
+        raise ModelError("only padding with zeros can be compiled")
+    if (
+        len(pads) != 2 * len(axes)
+        or min(pads) < 0
+        or max(pads) > MAX_ELEMENTS
+        or any(not -rank <= a < rank for a in axes)
+    ):
+        raise ModelError("pads must be pairs from 0 to 2^20, one for each axis")
+    widths = [(0, 0)] * rank
+    for i, axis in enumerate(axes):
+        widths[axis] = pads[i], pads[i + len(axes)]
+    if math.prod(n + low + high for n, (low, high) in zip(shape, widths, strict=True)) > MAX_ELEMENTS:
+        raise ModelError(f"its result has more than {MAX_ELEMENTS} elements")
+    index = np.pad(np.arange(math.prod(shape)).reshape(shape), widths, constant_values=matrices.PADDING)
+    return b.gather(node, x, index)
+
+
+def _concat(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+    shapes = [b.shape(x) if isinstance(x, int) else np.shape(x) for x in inputs if x is not None]
+    axis = node.attributes["axis"] % len(shapes[0])
+    shape = (*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :])
+    if axis == 0 or any((*s[:axis], *s[axis + 1 :]) != (*shape[:axis], *shape[axis + 1 :]) for s in shapes):
+        raise ModelError(f"tensors of shapes {shapes} cannot be joined along axis {axis}")
+    index = np.arange(math.prod(shape)).reshape(shape)
+    offset, tensors, start = np.zeros(math.prod(shape)), list[int](), 0
+    for x, s in zip(inputs, shapes, strict=True):
+        place = np.take(index, np.arange(start, start + s[axis]), axis=axis).reshape(-1)
+        start += s[axis]
+        if isinstance(x, int):
+            matrix = matrices.selection(place, index.size).T.tocsr()
+            tensors.append(b.append(Linear(node.name, x, matrix, np.zeros(index.size), shape)))
+        else:
+            offset[place] = np.reshape(_fixed([x], 0), -1)
+    result = tensors[0]
+    for other in tensors[1:]:
+        result = b.append(Sum(node.name, result, other, shape))
+    return b.elementwise(node, result, 1.0, offset.reshape(shape))
+
+
 _HANDLERS: dict[str, _Handler] = {
     "Add": _add, "Sub": _add, "Sum": _sum, "Mean": _sum, "Mul": _multiply, "Div": _divide, "Neg": _negate, "Pow": _power,
     "Identity": _identity, "Dropout": _identity, "BatchNormalization": _batch_normalization, "Conv": _conv,
     "AveragePool": _average_pool, "GlobalAveragePool": _average_pool, "ReduceMean": _reduce, "ReduceSum": _reduce,
     "MatMul": _matmul, "Gemm": _gemm, "Flatten": _reshape, "Reshape": _reshape, "Transpose": _rearrange,
-    "Squeeze": _rearrange, "Unsqueeze": _rearrange, "Slice": _rearrange, "Gather": _rearrange,
+    "Pad": _pad, "Concat": _concat, "Squeeze": _rearrange, "Unsqueeze": _rearrange, "Slice": _rearrange, "Gather": _rearrange,
 }  # fmt: skip

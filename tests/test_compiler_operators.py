@@ -45,6 +45,12 @@ def _int(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
+def _reshaped(b: ModelBuilder, x: str) -> str:
+    """x.view(x.shape[0], -1) as tracing exporters write it."""
+    batch = b.node("Slice", b.node("Shape", x), *(b.constant(_int(k)) for k in (0, 1, 0)))
+    return b.node("Reshape", x, b.node("Concat", batch, b.constant(_int(-1)), axis=0))
+
+
 LINEAR: dict[str, tuple[tuple[int, ...], Make]] = {
     "conv": ((3, 8, 8), lambda b: b.conv("image", 3, 4)),
     "conv stride pad": ((2, 9, 7), lambda b: b.conv("image", 2, 5, strides=[2, 3], pads=[1, 0, 2, 1])),
@@ -81,16 +87,11 @@ LINEAR: dict[str, tuple[tuple[int, ...], Make]] = {
     "identity": ((5,), lambda b: b.node("Identity", "image")),
     "dropout": ((5,), lambda b: b.node("Dropout", "image")),
     "transpose": ((3, 4, 5), lambda b: b.node("Transpose", "image", perm=[0, 2, 3, 1])),
+    "pad": ((2, 3, 4), lambda b: b.node("Pad", "image", b.constant(_int(0, 0, 1, 2, 0, 1, 0, 1)))),
+    "concat": ((2, 3, 4), lambda b: b.node("Concat", "image", b.weight(1, 1, 3, 4), b.node("Neg", "image"), axis=1)),
     "pow 1": ((5,), lambda b: b.node("Pow", "image", b.constant(1.0))),
     "constant node": ((5,), lambda b: b.node("Add", "image", b.node("Constant", value_floats=[1.0, 2.0, 3.0, 4.0, 5.0]))),
-    "shape arithmetic": (
-        (2, 3, 4),
-        lambda b: b.node(
-            "Reshape",
-            b.node("Mul", "image", b.weight(2, 3, 4)),
-            b.node("Concat", b.node("Slice", b.node("Shape", "image"), *(b.constant(_int(k)) for k in (0, 1, 0))), b.constant(_int(-1)), axis=0),
-        ),
-    ),
+    "shape arithmetic": ((2, 3, 4), lambda b: _reshaped(b, b.node("Mul", "image", b.weight(2, 3, 4)))),
     "sum of three": ((4,), lambda b: b.node("Sum", "image", b.node("Neg", b.dense("image", 4, 4)), b.weight(4))),
 }  # fmt: skip
 

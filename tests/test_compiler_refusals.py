@@ -165,15 +165,14 @@ def test_external_data_beside_the_model(tmp_path: Path) -> None:
     compile_model(tmp_path / "m.onnx", name="m")
 
 
+RANGES = ["[1, 0]", "[0]", "[NaN, 1]", "0"]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("labels", "[1, 2, 3]"),
-        ("labels", "{"),
-        ("labels", '["a"]'),
-        ("input_range", "[1, 0]"),
-        ("input_range", "[0]"),
-        ("input_range", "[NaN, 1]"),
+        *(("labels", text) for text in ("[1, 2, 3]", "{", '["a"]')),
+        *(("input_range", text) for text in RANGES),
     ],
 )
 def test_bad_metadata(key: str, value: str, tmp_path: Path) -> None:

@@ -91,6 +91,6 @@ def test_validation_that_takes_too_long_is_a_rejection(models_folder: Path, tmp_
     with (
         start_server(models_folder, tmp_path, validation_timeout=0.01) as server,
         Client(server.url) as client,
-        pytest.raises(RemoteError, match="refused the keys: .*(too long|memory and time)"),
+        pytest.raises(RemoteError, match=r"refused the keys: .*(too long|memory and time)"),
     ):
         client.ensure_keys()
