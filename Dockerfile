@@ -1,4 +1,4 @@
-# The server. Build: docker build -t he-serve .   Run: docker run -p 8000:8000 -v "$PWD/compiled:/models:ro" -v he-serve-keys:/state he-serve
+# The server. Build: docker build -t he-serve .   Run: docker run -p 8000:8000 -v "$PWD/deployed:/models:ro" -v he-serve-keys:/state he-serve
 FROM python:3.12-slim AS build
 
 # A compiler for the C++ kernels; CMake and the other build tools come from PyPI. Debian drops old versions, so a pinned one breaks builds.

@@ -14,7 +14,7 @@ PHASES = {
     "compile_s": "compile (operator, once)",
     "keygen_s": "make keys (client, once)",
     "expand_keys_s": "check keys (server, once)",
-    "first_s": "first evaluation (server)",
+    "load_s": "load model (server, once)",
     "encrypt_s": "encrypt (client)",
     "ours_s": "evaluate (server)",
     "decrypt_s": "decrypt (client)",

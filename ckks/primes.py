@@ -38,6 +38,8 @@ def ntt_primes(degree: int, bits: int, count: int, exclude: tuple[int, ...] = ()
     Scales stay near 2^bits when primes do: the drift after a rescale is q / 2^bits.
     Raises ParameterError when fewer than `count` such primes lie within a factor of two below or above.
     """
+    if count == 0:
+        return ()
     step, centre = 2 * degree, 1 << bits
     found: list[int] = []
     for k in range(1, centre // (2 * step)):

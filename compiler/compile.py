@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from ckks.bundle import Bundle, InputSpec, OutputSpec, RotationKey
 from ckks.bundle import Packing as SlotPacking
@@ -32,6 +33,7 @@ from compiler.precision import promised_error
 from compiler.report import make_report
 
 DEFAULT_PRECISION = 1e-3
+MIN_PRECISION = 2.0**-18  # four times what a float32 model computes to
 RANDOM_ROWS = 64
 MAX_CALIBRATION_ROWS = 512
 OUTPUT_MARGIN = (
@@ -59,15 +61,17 @@ def compile_model(
 ) -> CompiledModel:
     """Compile a trained ONNX model for encrypted inputs.
 
-    calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range. precision: the largest
-    promised error of a logit, relative to the largest calibrated |logit|. progress(stage) is called before each stage.
+    calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range, which
+    for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
+    logit, relative to the largest calibrated |logit|. name: of letters, digits, dots, dashes. progress(stage) is
+    called before each stage.
     Raises ModelError naming the node and the remedy; never a set below 128-bit security.
     """
     start = time.perf_counter()
     say = progress or (lambda stage: None)
-    if not 0 < precision < 1:
+    if not MIN_PRECISION <= precision < 1:
         raise ModelError(
-            f"precision must be between 0 and 1 (relative to the largest logit), got {precision}"
+            f"precision must be at least {MIN_PRECISION:.1e} and below 1 (relative to the largest logit), got {precision}"
         )
     say("reading")
     model = load_onnx(onnx_path)
@@ -80,10 +84,17 @@ def compile_model(
     target = precision * max(program.largest_output, 1e-12)
     compiled = _fit(graph, program, levels, rows, target, say)
     say("verifying")
-    bundle = _bundle(name, graph, program, compiled)
+    try:
+        bundle = _bundle(name, graph, program, compiled)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(x) for x in first["loc"])
+        raise ModelError(f"the model cannot be described to clients: {where}: {first['msg']}") from None
     verify(compiled.circuit, bundle, compiled.weights)
-    report = make_report(
-        compiled.circuit, compiled.parameters, program, compiled.packing, bundle, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    report = make_report(compiled.circuit, compiled.parameters, program, compiled.packing, bundle, seconds)
+    report["calibration"] = (
+        f"{len(rows)} {'random rows in the declared range' if calibration is None else 'rows given'}"
     )
     return CompiledModel(bundle, compiled.circuit, compiled.weights, report)
 

@@ -163,6 +163,11 @@ def condition(output: AffineBase, rows: Array) -> Program:
         framed[id(base)] = _Framed(tensor, gain, shift, gain * (values[id(base)] + shift))
         if base is not output:
             largest = max(largest, float(np.abs(framed[id(base)].value).max()) ** 2)
+    by_tensor = {id(f.tensor): f.value for f in framed.values()}
+    for a in activations.values():
+        if a.coefficients is not None:
+            sizes = _apply(Polynomial(output, np.abs(a.coefficients)), np.abs(by_tensor[id(a.tensor)]))
+            largest = max(largest, float(sizes.max()))  # of any partial sum
     return Program(tuple(framed[id(b)].tensor for b in order), largest, largest_output)
 
 
@@ -212,10 +217,13 @@ def _frame(base: AffineBase, order: list[Base], value: Array) -> tuple[Array, Ar
         base is operand for user in order if not isinstance(user, AffineBase) for operand in _operands(user)
     )
     shift = np.zeros(value.shape[1])
-    if not multiplied:
-        shift = next((s for p in uses if (s := _vertex(p, value)) is not None), shift)
+    if uses and not multiplied:
+        # High powers lose the least of |u| <= 1 about the middle of the range.
+        middle = -(value.max(axis=0) + value.min(axis=0)) / 2
+        shift = next((s for p in uses if (s := _vertex(p, value)) is not None), middle)
     spread = np.abs(value + shift).max(axis=0)
-    spread = np.maximum(spread, max(float(spread.max()) * MIN_SPREAD, 1e-30))
+    largest = float(spread.max())
+    spread = np.maximum(spread, largest * MIN_SPREAD if largest > 0 else 1.0)
     size = SQUARE_SIZE if all(p.degree == 2 for p in uses) else 1.0  # high powers need |u| <= 1
     return size / spread, shift
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -87,12 +89,26 @@ _FOLDERS: dict[str, Callable[[Sequence[Constant], Attributes], Constant]] = {
 }
 
 
+def _result_size(op: str, arrays: Sequence[Constant], attributes: Attributes) -> int:
+    """A bound on the elements of the result, found before anything of its size is made."""
+    sizes = [a.size for a in arrays]
+    if op == "Gather" and len(arrays) == 2 and arrays[0].ndim:
+        axis = min(max(attributes.get("axis", 0), -arrays[0].ndim), arrays[0].ndim - 1)
+        return int(sizes[1] * (sizes[0] // max(arrays[0].shape[axis], 1)))
+    if op in ("Add", "Sub", "Mul", "Div", "Pow") and len(arrays) == 2:
+        # Shapes that do not broadcast are refused by the operation itself.
+        return math.prod(
+            max(m, n) for m, n in zip_longest(arrays[0].shape[::-1], arrays[1].shape[::-1], fillvalue=1)
+        )
+    return sum(sizes)
+
+
 def fold_constant(op: str, arrays: Sequence[Constant], attributes: Attributes) -> Constant | None:
     """The value of `op` on constants; None for an operator that is not done here. Raises ModelError."""
     folder = _FOLDERS.get(op)
     if folder is None or not arrays:
         return None
-    if sum(a.size for a in arrays) > MAX_NONZEROS or np.prod([float(a.size) for a in arrays]) > 2.0**40:
+    if _result_size(op, arrays, attributes) > MAX_NONZEROS:
         raise ModelError("constants are too large to combine")
     try:
         with np.errstate(all="ignore"):

@@ -12,9 +12,13 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array
 
 from ckks.errors import ModelError
-from compiler.graph import MAX_NONZEROS, Array, Elementwise, Graph, Linear, Shape, Source, Sum
+from compiler.graph import MAX_NONZEROS, Array, Elementwise, Graph, Linear, Node, Product, Shape, Source, Sum
 
 MAX_DEGREE = 32
+MAX_SLOTS = 1 << 15
+MAX_COEFFICIENTS = (
+    1 << 30
+)  # of all values, over the whole run: bounds the time; what is held at once is far less
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +66,11 @@ Base = InputBase | AffineBase | ProductBase
 
 def fold(graph: Graph) -> AffineBase:
     """The model's output as an affine map of polynomials of bases, and so on down to the input. Raises ModelError."""
-    values: list[Polynomial] = []
+    values: dict[int, Polynomial] = {}
     last = graph.nodes[graph.output]
-    for node in graph.nodes[: graph.output + 1]:
+    last_use = {operand: i for i, node in enumerate(graph.nodes) for operand in _operands(node)}
+    budget = MAX_COEFFICIENTS
+    for i, node in enumerate(graph.nodes[: graph.output + 1]):
         if isinstance(node, Source):
             value = _plain(InputBase(node.name, node.shape))
         elif isinstance(node, Elementwise):
@@ -76,12 +82,26 @@ def fold(graph: Graph) -> AffineBase:
             value = _sum(node.layer, values[node.x], values[node.y], node.shape)
         else:
             value = _product(node.layer, values[node.x], values[node.y], node.shape)
-        values.append(value)
+        values[i] = value
+        budget -= value.coefficients.size
+        if budget < 0:
+            raise ModelError(
+                f"the network's polynomials have more than {MAX_COEFFICIENTS} coefficients; use fewer layers"
+            )
+        for operand in _operands(node):
+            if last_use[operand] == i:
+                values.pop(operand, None)
     result = values[graph.output]
     if isinstance(result.base, AffineBase) and _is_plain(result):
         return result.base
     layer = "" if isinstance(last, Source) else last.layer
     return affine(layer or "output", [(result, _identity(result.coefficients.shape[1]))], None, last.shape)
+
+
+def _operands(node: Node) -> tuple[int, ...]:
+    if isinstance(node, Source):
+        return ()
+    return (node.x, node.y) if isinstance(node, Sum | Product) else (node.x,)
 
 
 def affine(
@@ -161,6 +181,10 @@ def _sum(layer: str, x: Polynomial, y: Polynomial, shape: Shape) -> Polynomial:
 
 def _product(layer: str, x: Polynomial, y: Polynomial, shape: Shape) -> Polynomial:
     if x.base is y.base or x.degree == 0 or y.degree == 0:
+        if x.degree + y.degree > 1 and math.prod(shape) > MAX_SLOTS:
+            raise ModelError(
+                f"node {layer!r}: a polynomial of {math.prod(shape)} elements does not fit {MAX_SLOTS} slots; make it smaller"
+            )
         if x.degree + y.degree > MAX_DEGREE:
             raise ModelError(
                 f"node {layer!r}: a polynomial of degree {x.degree + y.degree}, above {MAX_DEGREE}; use a smaller degree"

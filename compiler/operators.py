@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ckks.errors import ModelError
-from compiler import matrices
-from compiler.constants import Constant, fold_constant, reshaped_dimensions
-from compiler.graph import MAX_ELEMENTS, Elementwise, Graph, Linear, Node, Product, Shape, Source, Sum
+from compiler import matrices, shaping
+from compiler.builder import Builder, Inputs, fixed, tensor
+from compiler.constants import Constant
+from compiler.graph import MAX_ELEMENTS, Graph, Linear, Product, Sum
 from compiler.onnx_import import OnnxModel, OnnxNode
 
 MAX_POWER = 16
-_CONSTANT_KEYS = ("value", "value_float", "value_floats", "value_int", "value_ints")
 
 _ACTIVATION = "train with a polynomial activation such as a*x*x + b*x + c"
 _CLIENT = "cut the graph at the logits: the client computes it after decryption"
@@ -30,7 +30,7 @@ _REMEDIES = (
 
 def build_graph(model: OnnxModel) -> Graph:
     """The graph of a checked ONNX model. Raises ModelError naming the node and the remedy."""
-    builder = _Builder(model)
+    builder = Builder(model)
     for node in model.nodes:
         _add_named(builder, node)
     output = builder.values.get(model.output_name)
@@ -52,9 +52,9 @@ def build_graph(model: OnnxModel) -> Graph:
     )
 
 
-def _add_named(builder: _Builder, node: OnnxNode) -> None:
+def _add_named(builder: Builder, node: OnnxNode) -> None:
     try:
-        builder.add(node)
+        _add_node(builder, node)
     except ModelError as error:
         raise ModelError(f"node {node.name!r} ({node.op}): {error}") from None
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
@@ -63,120 +63,28 @@ def _add_named(builder: _Builder, node: OnnxNode) -> None:
         ) from None
 
 
-class _Builder:
-    """Nodes so far, and what each ONNX name stands for: a node's index, or a constant."""
-
-    def __init__(self, model: OnnxModel) -> None:
-        self.nodes: list[Node] = [Source(model.input_name, model.input_shape)]
-        self.values: dict[str, int | Constant] = {**model.constants, model.input_name: 0}
-        if math.prod(model.input_shape) > MAX_ELEMENTS:
+def _add_node(builder: Builder, node: OnnxNode) -> None:
+    if any(name and name not in builder.values for name in node.inputs):
+        raise ModelError("an input is missing: nodes must be in order and every initialiser present")
+    inputs = [builder.values[name] if name else None for name in node.inputs]
+    result: int | Constant | None = builder.constant(node, inputs)
+    if result is None:
+        handler = _HANDLERS.get(node.op)
+        if handler is None:
+            remedy = next((text for ops, text in _REMEDIES if node.op in ops), None)
             raise ModelError(
-                f"input {model.input_name!r} has more than {MAX_ELEMENTS} elements; use a smaller picture"
+                f"this operator cannot be compiled; {remedy or 'use convolutions, dense layers and polynomials'}"
             )
-
-    def add(self, node: OnnxNode) -> None:
-        if any(name and name not in self.values for name in node.inputs):
-            raise ModelError("an input is missing: nodes must be in order and every initialiser present")
-        inputs = [self.values[name] if name else None for name in node.inputs]
-        result: int | Constant | None = self._constant(node, inputs)
-        if result is None:
-            handler = _HANDLERS.get(node.op)
-            if handler is None:
-                remedy = next((text for ops, text in _REMEDIES if node.op in ops), None)
-                raise ModelError(
-                    f"this operator cannot be compiled; {remedy or 'use convolutions, dense layers and polynomials'}"
-                )
-            result = handler(self, node, inputs)
-        if any(node.outputs[1:]) and node.op not in ("Dropout", "BatchNormalization"):
-            raise ModelError("only the first output of this operator can be used")
-        self.values[node.outputs[0]] = result
-
-    def _constant(self, node: OnnxNode, inputs: Sequence[int | Constant | None]) -> Constant | None:
-        """The value of a node that does not depend on the encrypted input's values."""
-        at = node.attributes
-        if node.op == "Constant":
-            number = next((at[k] for k in _CONSTANT_KEYS if k in at), None)
-            if number is None:
-                raise ModelError("constants must be numbers")
-            array = np.asarray(number)
-            return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-        if node.op in ("Shape", "Size") and isinstance(inputs[0], int):
-            shape = self.nodes[inputs[0]].shape
-            return np.array(
-                shape[at.get("start", 0) : at.get("end")] if node.op == "Shape" else math.prod(shape),
-                np.int64,
-            )
-        arrays = [x for x in inputs if isinstance(x, np.ndarray)]
-        if len(arrays) != len(inputs):
-            return None
-        value = fold_constant(node.op, arrays, at)
-        if value is not None and not np.isfinite(value).all():
-            raise ModelError("its constants give NaN or infinite values")
-        return value
-
-    # Building blocks, used by the handlers below.
-
-    def append(self, node: Node) -> int:
-        if math.prod(node.shape) > MAX_ELEMENTS:
-            raise ModelError(
-                f"its result has more than {MAX_ELEMENTS} elements; use a smaller picture or fewer channels"
-            )
-        self.nodes.append(node)
-        return len(self.nodes) - 1
-
-    def shape(self, x: int) -> Shape:
-        return self.nodes[x].shape
-
-    def elementwise(self, node: OnnxNode, x: int, gain: Constant | float, offset: Constant | float) -> int:
-        """gain * x + offset, both broadcast with x."""
-        shape = np.broadcast_shapes(self.shape(x), np.shape(gain), np.shape(offset))
-        if math.prod(shape) > MAX_ELEMENTS:
-            raise ModelError(f"its result has more than {MAX_ELEMENTS} elements")
-        x = self.broadcast(node, x, shape)
-        g, o = (np.broadcast_to(np.asarray(v, dtype=np.float64), shape).reshape(-1) for v in (gain, offset))
-        return self.append(Elementwise(node.name, x, g, o, shape))
-
-    def gather(self, node: OnnxNode, x: int, index: Constant) -> int:
-        """The tensor x[index] for flat indices shaped as the result; -1 reads zero."""
-        flat = index.reshape(-1).astype(np.int64)
-        size = math.prod(self.shape(x))
-        if flat.size == size and np.array_equal(flat, np.arange(size)):
-            return self.append(Elementwise(node.name, x, np.ones(size), np.zeros(size), index.shape))
-        if flat.size == 0 or flat.size > MAX_ELEMENTS:
-            raise ModelError(f"its result has {flat.size} elements, outside 1..{MAX_ELEMENTS}")
-        inside = flat >= 0
-        matrix = matrices.sparse(
-            np.ones(inside.sum()), np.flatnonzero(inside), flat[inside], (flat.size, size)
-        )
-        return self.append(Linear(node.name, x, matrix, np.zeros(flat.size), index.shape))
-
-    def broadcast(self, node: OnnxNode, x: int, shape: Shape) -> int:
-        index = np.arange(math.prod(self.shape(x))).reshape(self.shape(x))
-        return x if self.shape(x) == shape else self.gather(node, x, np.broadcast_to(index, shape))
+        result = handler(builder, node, inputs)
+    if any(node.outputs[1:]) and node.op not in ("Dropout", "BatchNormalization"):
+        raise ModelError("only the first output of this operator can be used")
+    builder.values[node.outputs[0]] = result
 
 
-_Inputs = Sequence[int | Constant | None]
-_Handler = Callable[[_Builder, OnnxNode, _Inputs], int]
+_Handler = Callable[[Builder, OnnxNode, Inputs], int]
 
 
-def _tensor(inputs: _Inputs, i: int = 0) -> int:
-    x = inputs[i] if i < len(inputs) else None
-    if not isinstance(x, int):
-        raise ModelError(f"operand {i} must be computed from the input; swap or fold the constants")
-    return x
-
-
-def _fixed(inputs: _Inputs, i: int, default: Constant | None = None) -> Constant:
-    x = inputs[i] if i < len(inputs) else None
-    x = default if x is None else x
-    if not isinstance(x, np.ndarray):
-        raise ModelError(
-            f"operand {i} must be a constant; weights computed from the input cannot be compiled"
-        )
-    return x
-
-
-def _add(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+def _add(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     negate = -1.0 if node.op == "Sub" else 1.0
     x, y = inputs
     if isinstance(x, int) and isinstance(y, int):
@@ -184,11 +92,11 @@ def _add(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
         shape = np.broadcast_shapes(b.shape(x), b.shape(y))
         return b.append(Sum(node.name, b.broadcast(node, x, shape), b.broadcast(node, y, shape), shape))
     if isinstance(x, int):
-        return b.elementwise(node, x, 1.0, negate * _fixed(inputs, 1))
-    return b.elementwise(node, _tensor(inputs, 1), negate, _fixed(inputs, 0))
+        return b.elementwise(node, x, 1.0, negate * fixed(inputs, 1))
+    return b.elementwise(node, tensor(inputs, 1), negate, fixed(inputs, 0))
 
 
-def _sum(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+def _sum(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     constants = [x for x in inputs if isinstance(x, np.ndarray)]
     tensors = [x for x in inputs if isinstance(x, int)]
     result = tensors[0]
@@ -198,25 +106,25 @@ def _sum(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     return b.elementwise(node, result, gain, gain * sum(constants, np.zeros(1)))
 
 
-def _multiply(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+def _multiply(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     x, y = inputs
     if isinstance(x, int) and isinstance(y, int):
         shape = np.broadcast_shapes(b.shape(x), b.shape(y))
         return b.append(Product(node.name, b.broadcast(node, x, shape), b.broadcast(node, y, shape), shape))
-    tensor, constant = (x, y) if isinstance(x, int) else (y, x)
-    return b.elementwise(node, _tensor([tensor]), _fixed([constant], 0), 0.0)
+    encrypted, constant = (x, y) if isinstance(x, int) else (y, x)
+    return b.elementwise(node, tensor([encrypted]), fixed([constant], 0), 0.0)
 
 
-def _divide(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+def _divide(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     if not isinstance(inputs[1], np.ndarray):
         raise ModelError("cannot divide by an encrypted value; divide by constants only")
     if (inputs[1] == 0).any():
         raise ModelError("division by zero")
-    return b.elementwise(node, _tensor(inputs), 1.0 / inputs[1], 0.0)
+    return b.elementwise(node, tensor(inputs), 1.0 / inputs[1], 0.0)
 
 
-def _power(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x, exponent = _tensor(inputs), _fixed(inputs, 1)
+def _power(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x, exponent = tensor(inputs), fixed(inputs, 1)
     n = float(exponent.reshape(-1)[0]) if exponent.size == 1 else math.nan
     if n not in range(1, MAX_POWER + 1):
         raise ModelError(f"only whole powers from 1 to {MAX_POWER} can be compiled; {_ACTIVATION}")
@@ -228,21 +136,21 @@ def _power(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     return result
 
 
-def _identity(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
+def _identity(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     if node.op == "Dropout" and len(inputs) > 2 and inputs[2] is not None and np.any(inputs[2]):
         raise ModelError("is in training mode; export the model for inference (model.eval())")
-    return _tensor(inputs)
+    return tensor(inputs)
 
 
-def _negate(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    return b.elementwise(node, _tensor(inputs), -1.0, 0.0)
+def _negate(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    return b.elementwise(node, tensor(inputs), -1.0, 0.0)
 
 
-def _batch_normalization(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x = _tensor(inputs)
+def _batch_normalization(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x = tensor(inputs)
     if node.attributes.get("training_mode", 0) or any(node.outputs[1:]):
         raise ModelError("is in training mode; export the model for inference (model.eval())")
-    scale, bias, mean, variance = (_fixed(inputs, i) for i in range(1, 5))
+    scale, bias, mean, variance = (fixed(inputs, i) for i in range(1, 5))
     variance = variance + node.attributes.get("epsilon", 1e-5)
     if (variance <= 0).any():
         raise ModelError("a variance is not positive; train the model again")
@@ -251,7 +159,7 @@ def _batch_normalization(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     return b.elementwise(node, x, gain.reshape(form), (bias - mean * gain).reshape(form))
 
 
-def _spatial(b: _Builder, node: OnnxNode, x: int, kernel: Sequence[int]) -> matrices.Index:
+def _spatial(b: Builder, node: OnnxNode, x: int, kernel: Sequence[int]) -> matrices.Index:
     """The windows of a Conv or AveragePool node."""
     at, rank, shape = node.attributes, len(kernel), b.shape(x)
     if len(shape) != rank + 2 or not 1 <= rank <= 3:
@@ -290,8 +198,8 @@ def _spatial(b: _Builder, node: OnnxNode, x: int, kernel: Sequence[int]) -> matr
     return matrices.windows(shape, kernel, strides, pads, dilations, overhang)
 
 
-def _conv(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x, weight = _tensor(inputs), _fixed(inputs, 1)
+def _conv(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x, weight = tensor(inputs), fixed(inputs, 1)
     groups, shape = node.attributes.get("group", 1), b.shape(x)
     out = weight.shape[0]
     if groups < 1 or weight.ndim != len(shape) or weight.shape[1] * groups != shape[1] or out % groups:
@@ -301,12 +209,12 @@ def _conv(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     window = _spatial(b, node, x, weight.shape[2:])
     matrix = matrices.convolution(weight, groups, window, math.prod(shape))
     places = window.shape[1 : weight.ndim - 1]
-    bias = np.repeat(_fixed(inputs, 2, np.zeros(out)).astype(np.float64), math.prod(places))
+    bias = np.repeat(fixed(inputs, 2, np.zeros(out)).astype(np.float64), math.prod(places))
     return b.append(Linear(node.name, x, matrix, bias, (1, out, *places)))
 
 
-def _average_pool(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x = _tensor(inputs)
+def _average_pool(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x = tensor(inputs)
     shape = b.shape(x)
     kernel = shape[2:] if node.op == "GlobalAveragePool" else node.attributes["kernel_shape"]
     window = _spatial(b, node, x, kernel)
@@ -316,10 +224,10 @@ def _average_pool(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     )
 
 
-def _reduce(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x = _tensor(inputs)
+def _reduce(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x = tensor(inputs)
     shape, at = b.shape(x), node.attributes
-    axes = _fixed(inputs, 1).tolist() if len(inputs) > 1 and inputs[1] is not None else at.get("axes", [])
+    axes = fixed(inputs, 1).tolist() if len(inputs) > 1 and inputs[1] is not None else at.get("axes", [])
     if not axes and at.get("noop_with_empty_axes", 0):
         return x
     axes = sorted({int(a) % len(shape) for a in axes} or range(len(shape)))
@@ -331,8 +239,8 @@ def _reduce(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     return b.append(Linear(node.name, x, matrix, np.zeros(matrix.shape[0]), result))
 
 
-def _matmul(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x, weight = _tensor(inputs), _fixed(inputs, 1)
+def _matmul(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x, weight = tensor(inputs), fixed(inputs, 1)
     shape = b.shape(x)
     if weight.ndim != 2 or len(shape) < 2 or shape[-1] != weight.shape[0]:
         raise ModelError(
@@ -342,90 +250,21 @@ def _matmul(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
     return b.append(Linear(node.name, x, matrix, np.zeros(matrix.shape[0]), (*shape[:-1], weight.shape[1])))
 
 
-def _gemm(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x, weight, at = _tensor(inputs), _fixed(inputs, 1), node.attributes
+def _gemm(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    x, weight, at = tensor(inputs), fixed(inputs, 1), node.attributes
     if at.get("transA", 0):
         x = b.gather(node, x, np.arange(math.prod(b.shape(x))).reshape(b.shape(x)).T)
     weight = weight.T if at.get("transB", 0) else weight
     result = _matmul(b, node, [x, at.get("alpha", 1.0) * weight])
-    bias = _fixed(inputs, 2, np.zeros(1))
+    bias = fixed(inputs, 2, np.zeros(1))
     return b.elementwise(node, result, 1.0, at.get("beta", 1.0) * bias)
-
-
-def _reshape(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x = _tensor(inputs)
-    shape, at = b.shape(x), node.attributes
-    if node.op == "Flatten":
-        axis = at.get("axis", 1)
-        axis += len(shape) if axis < 0 else 0
-        new: Shape = (math.prod(shape[:axis]), math.prod(shape[axis:]))
-    else:
-        wanted = _fixed(inputs, 1).tolist() if len(inputs) > 1 else at["shape"]
-        new = reshaped_dimensions(wanted, shape, bool(at.get("allowzero", 0)))
-    size = math.prod(shape)
-    return b.append(Elementwise(node.name, x, np.ones(size), np.zeros(size), new))
-
-
-def _rearrange(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    """Transpose, Squeeze, Unsqueeze, Slice, Gather: what the operator does to indices says where every element comes from."""
-    x = _tensor(inputs)
-    index = np.arange(math.prod(b.shape(x))).reshape(b.shape(x))
-    constants = [_fixed(inputs, i) for i in range(1, len(inputs))]
-    moved = fold_constant(node.op, [index, *constants], node.attributes)
-    return b.gather(node, x, _fixed([moved], 0))
-
-
-def _pad(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    x, at = _tensor(inputs), node.attributes
-    shape = b.shape(x)
-    rank = len(shape)
-    pads = _fixed(inputs, 1).tolist() if len(inputs) > 1 else at["pads"]
-    value = _fixed(inputs, 2, np.zeros(1)) if len(inputs) > 2 else np.array(at.get("value", 0.0))
-    axes = _fixed(inputs, 3, np.arange(rank)).tolist()
-    if at.get("mode", "constant") != "constant" or np.any(value):
-        raise ModelError("only padding with zeros can be compiled")
-    if (
-        len(pads) != 2 * len(axes)
-        or min(pads) < 0
-        or max(pads) > MAX_ELEMENTS
-        or any(not -rank <= a < rank for a in axes)
-    ):
-        raise ModelError("pads must be pairs from 0 to 2^20, one for each axis")
-    widths = [(0, 0)] * rank
-    for i, axis in enumerate(axes):
-        widths[axis] = pads[i], pads[i + len(axes)]
-    if math.prod(n + low + high for n, (low, high) in zip(shape, widths, strict=True)) > MAX_ELEMENTS:
-        raise ModelError(f"its result has more than {MAX_ELEMENTS} elements")
-    index = np.pad(np.arange(math.prod(shape)).reshape(shape), widths, constant_values=matrices.PADDING)
-    return b.gather(node, x, index)
-
-
-def _concat(b: _Builder, node: OnnxNode, inputs: _Inputs) -> int:
-    shapes = [b.shape(x) if isinstance(x, int) else np.shape(x) for x in inputs if x is not None]
-    axis = node.attributes["axis"] % len(shapes[0])
-    shape = (*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :])
-    if axis == 0 or any((*s[:axis], *s[axis + 1 :]) != (*shape[:axis], *shape[axis + 1 :]) for s in shapes):
-        raise ModelError(f"tensors of shapes {shapes} cannot be joined along axis {axis}")
-    index = np.arange(math.prod(shape)).reshape(shape)
-    offset, tensors, start = np.zeros(math.prod(shape)), list[int](), 0
-    for x, s in zip(inputs, shapes, strict=True):
-        place = np.take(index, np.arange(start, start + s[axis]), axis=axis).reshape(-1)
-        start += s[axis]
-        if isinstance(x, int):
-            matrix = matrices.selection(place, index.size).T.tocsr()
-            tensors.append(b.append(Linear(node.name, x, matrix, np.zeros(index.size), shape)))
-        else:
-            offset[place] = np.reshape(_fixed([x], 0), -1)
-    result = tensors[0]
-    for other in tensors[1:]:
-        result = b.append(Sum(node.name, result, other, shape))
-    return b.elementwise(node, result, 1.0, offset.reshape(shape))
 
 
 _HANDLERS: dict[str, _Handler] = {
     "Add": _add, "Sub": _add, "Sum": _sum, "Mean": _sum, "Mul": _multiply, "Div": _divide, "Neg": _negate, "Pow": _power,
     "Identity": _identity, "Dropout": _identity, "BatchNormalization": _batch_normalization, "Conv": _conv,
     "AveragePool": _average_pool, "GlobalAveragePool": _average_pool, "ReduceMean": _reduce, "ReduceSum": _reduce,
-    "MatMul": _matmul, "Gemm": _gemm, "Flatten": _reshape, "Reshape": _reshape, "Transpose": _rearrange,
-    "Pad": _pad, "Concat": _concat, "Squeeze": _rearrange, "Unsqueeze": _rearrange, "Slice": _rearrange, "Gather": _rearrange,
+    "MatMul": _matmul, "Gemm": _gemm, "Flatten": shaping.reshape, "Reshape": shaping.reshape, "Pad": shaping.pad,
+    "Concat": shaping.concat,
+    **dict.fromkeys(("Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather"), shaping.rearrange),
 }  # fmt: skip

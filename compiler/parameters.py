@@ -41,6 +41,8 @@ def fits(degree: int, modulus: Modulus) -> bool:
 def digit_choices(degree: int, modulus: Modulus) -> list[Parameters]:
     """Every secure parameter set over this chain, one per digit size and number of special primes."""
     limbs = modulus.levels + 1
+    if not fits(degree, modulus):
+        return []
     try:
         base = ntt_primes(degree, modulus.base_bits, 1)
         data = base + ntt_primes(degree, modulus.scale_bits, modulus.levels, exclude=base)

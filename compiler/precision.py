@@ -11,7 +11,7 @@ from ckks.parameters import Parameters
 from compiler.graph import Array
 from compiler.layouts import Layout
 
-SAFETY = 4.0  # the promise over the worst simulated error: inputs and noise that were not simulated
+SAFETY = 6.0  # the promise over the worst simulated error: inputs and noise that were not simulated
 FLOAT32 = 2.0**-20  # relative: what the float32 model that the result is compared with computes for itself
 MAX_ROWS = 32
 

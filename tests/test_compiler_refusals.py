@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -194,14 +195,22 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
 def test_bad_precision_and_calibration(tmp_path: Path) -> None:
     b = ModelBuilder((4,))
     path = b.save(tmp_path / "m.onnx", b.dense("image", 4, 3))
-    for precision in (0.0, -1.0, 1.0, float("nan")):
+    for precision in (0.0, -1.0, 1.0, 1e-14, float("nan")):
         with pytest.raises(ModelError, match="precision"):
             compile_model(path, name="m", precision=precision)
     for rows in (np.zeros((3, 5)), np.zeros((0, 4)), np.full((2, 4), np.nan), np.float64(3)):
         with pytest.raises(ModelError, match="calibration"):
             compile_model(path, name="m", calibration=rows)
-    with pytest.raises(ModelError, match="no secure parameters"):
-        compile_model(path, name="m", precision=1e-14)
+
+
+def test_what_no_bundle_can_say_is_refused(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    path = b.save(tmp_path / "m.onnx", b.dense("image", 4, 3))
+    for name in ("", "../m", "a b", "x" * 101):
+        with pytest.raises(ModelError, match="name"):
+            compile_model(path, name=name)
+    wide = b.node("Reshape", "v0", b.constant(np.array([1] * 7 + [3])))
+    _refused(b.model(wide), tmp_path, "cannot be described to clients: shape")
 
 
 def test_overflowing_values(tmp_path: Path) -> None:
@@ -243,6 +252,73 @@ def _mutations(good: bytes, count: int, seed: int) -> list[bytes]:
                 del data[at : at + draw.randrange(1, 9)]
         found.append(bytes(data))
     return found
+
+
+def _tiny() -> onnx.ModelProto:
+    b = ModelBuilder((1, 4, 4))
+    x = b.quadratic(b.batch_norm(b.conv("image", 1, 2, 2, pads=[0, 0, 1, 1]), 2), 2)
+    x = b.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    x = b.node("Reshape", x, b.constant(np.array([0, -1])))
+    x = b.node("Concat", x, b.node("Slice", x, *(b.constant(np.array([k])) for k in (0, 1, 1))), axis=1)
+    x = b.node("Pow", b.node("Pad", x, b.constant(np.array([0, 1, 0, 0]))), b.constant(2.0))
+    return b.model(b.dense(x, 10, 2), {"labels": '["a", "b"]', "input_range": "[0, 1]"})
+
+
+def _mutate(model: onnx.ModelProto, draw: random.Random) -> None:
+    """One change of meaning in a well-formed file: an attribute, a name, a size, a type, an operator."""
+    node, tensor = draw.choice(model.graph.node), draw.choice(model.graph.initializer)
+    number = draw.choice([-(1 << 62), -3, -1, 0, 1, 2, 3, 7, 1 << 20, 1 << 31, (1 << 62) - 1])
+    names = (
+        [t.name for t in model.graph.initializer]
+        + [o for n in model.graph.node for o in n.output]
+        + ["image", ""]
+    )
+    match draw.randrange(9):
+        case 0 if node.attribute:
+            attribute = draw.choice(node.attribute)
+            if attribute.ints:
+                attribute.ints[draw.randrange(len(attribute.ints))] = number
+            attribute.i = number
+        case 1:
+            node.input[draw.randrange(len(node.input))] = draw.choice(names)
+        case 2:
+            node.op_type = draw.choice(
+                [n.op_type for n in model.graph.node] + ["Div", "Sub", "MatMul", "ReduceMean", "Gather"]
+            )
+        case 3:
+            model.graph.node.remove(node)
+        case 4:
+            tensor.dims[draw.randrange(len(tensor.dims))] = number if tensor.dims else 1
+        case 5:
+            tensor.data_type = draw.randrange(1, 24)
+        case 6:
+            array = np.frombuffer(tensor.raw_data, np.uint8).copy()
+            array[draw.randrange(len(array))] = draw.randrange(256)
+            tensor.raw_data = array.tobytes()
+        case 7:
+            model.graph.input[0].type.tensor_type.shape.dim[draw.randrange(4)].dim_value = number
+        case _:
+            node.attribute.append(
+                helper.make_attribute(draw.choice(["axis", "axes", "pads", "strides", "group"]), number)
+            )
+
+
+def test_changed_meanings_never_crash(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    path = tmp_path / "m.onnx"
+    compiled = 0
+    for _ in range(400):
+        model = _tiny()
+        for _ in range(draw.randrange(1, 3)):
+            with contextlib.suppress(ValueError, IndexError):  # the library itself refuses some changes
+                _mutate(model, draw)
+        path.write_bytes(model.SerializeToString())
+        try:
+            compile_model(path, name="m", precision=0.01)
+            compiled += 1
+        except ModelError:
+            pass
+    assert 0 < compiled < 400
 
 
 def test_corrupt_files_never_crash(tmp_path: Path) -> None:

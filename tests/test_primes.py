@@ -69,3 +69,7 @@ def test_root_has_order_2n(bits: int) -> None:
         assert pow(psi, 16384, q) == q - 1
         square = psi * psi % q  # no odd power is smaller
         assert all((psi * pow(square, k, q)) % q >= psi for k in range(1, 2000))
+
+
+def test_no_primes_asked_for_is_no_search() -> None:
+    assert ntt_primes(4096, 50, 0) == ()
