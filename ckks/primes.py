@@ -36,8 +36,10 @@ def ntt_primes(degree: int, bits: int, count: int, exclude: tuple[int, ...] = ()
     """The `count` primes q = 1 mod 2*degree nearest to 2^bits from either side, none in `exclude`, nearest first.
 
     Scales stay near 2^bits when primes do: the drift after a rescale is q / 2^bits.
-    Raises ParameterError when fewer than `count` such primes lie within a factor of two below or above.
+    Raises ParameterError when fewer than `count` such primes lie within a factor of two below or above, or beyond 60 bits.
     """
+    if bits > MAX_PRIME_BITS:
+        raise ParameterError(f"primes have at most {MAX_PRIME_BITS} bits, got {bits}")
     if count == 0:
         return ()
     step, centre = 2 * degree, 1 << bits

@@ -95,7 +95,7 @@ def test_candidate_layouts_are_layouts(shape: tuple[int, ...], limit: int) -> No
 
 
 def test_padded_planes_make_convolutions_cheap() -> None:
-    """The count of shared/study tables: 3x3 over 16 planes takes 9 offsets times 16 plane distances."""
+    """By count, a 3x3 kernel over 16 planes takes 9 offsets times 16 plane distances."""
     planes = next(c for c in candidates((1, 16, 14, 14), 8192) if c.name == "planes")
     wider = next(c for c in candidates((1, 32, 14, 14), 8192) if c.name == "planes")
     from compiler.matrices import convolution

@@ -73,3 +73,8 @@ def test_root_has_order_2n(bits: int) -> None:
 
 def test_no_primes_asked_for_is_no_search() -> None:
     assert ntt_primes(4096, 50, 0) == ()
+
+
+def test_primes_beyond_the_limit_are_refused_at_once() -> None:
+    with pytest.raises(ParameterError, match="at most 60 bits"):
+        ntt_primes(4096, 61, 1)
