@@ -6,7 +6,7 @@ INSTALLED := .venv/installed.stamp
 NATIVE := CMakeLists.txt $(wildcard ckks/kernels/*.cpp ckks/kernels/*.h)
 SUITES := $(patsubst bench/%.py,%,$(filter-out bench/__init__.py bench/_%.py,$(wildcard bench/*.py)))
 
-.PHONY: demo test check format bench serve clean install
+.PHONY: demo test check format bench sanitize serve clean install
 
 demo: install
 	$(BIN)/he-serve demo
@@ -26,6 +26,20 @@ format: install
 bench: install
 	mkdir -p results
 	set -e; for suite in $(SUITES); do $(BIN)/python -m bench.$$suite --json results/$$suite.json; done
+
+# The kernels under AddressSanitizer and UBSan: an environment of its own that borrows the packages of the usual one; run outside the
+# checkout, which would shadow the instrumented build.
+SANITIZED := build/sanitized
+sanitize: install
+	test -x $(SANITIZED)/bin/python || $(PYTHON) -m venv $(SANITIZED)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	    "$$($(SANITIZED)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	$(SANITIZED)/bin/python -m pip install --quiet --no-deps --force-reinstall \
+	    --config-settings=cmake.define.SANITIZE=ON --config-settings=build-dir=build/sanitized-tree .
+	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	    bin/python -m pytest -q --rootdir=$(CURDIR) -p no:cacheprovider $(CURDIR)/tests/test_backends.py -k "$(SMALL_SETS)"
+SMALL_SETS := not large_ring and not 14 and not triples and not quadruples and not nine_products and not 50_bits and not 40_and_60 and not widest
 
 serve: install
 	$(BIN)/he-serve serve --models $(MODELS)

@@ -15,7 +15,7 @@ class EncodedWeights:
     """Encodes weights on first use; later requests read the same arrays. For one thread at a time.
 
     A vector of period k is a polynomial in X^s, s = slots/k, whose NTT holds every value s times in a row (the
-    low bits of a position do not enter): one of each s is kept, and `expand` repeats them.
+    low bits of a position do not enter): one of each s is kept.
     """
 
     def __init__(self, backend: Backend, weights: Weights) -> None:
@@ -33,19 +33,22 @@ class EncodedWeights:
             elif ins.op is Op.MULTIPLY_PLAIN:
                 self.vector(ins.weight, ins.level, ins.weight_scale)
             elif ins.op is Op.LINEAR_TRANSFORM:
-                self.diagonals(ins.weight, ins.level, ins.weight_scale, tuple(giant for giant, _ in ins.terms))
+                self.diagonals(
+                    ins.weight, ins.level, ins.weight_scale, tuple(giant for giant, _ in ins.terms)
+                )
 
     def vector(self, name: str, level: int, scale: float) -> Residues:
         """Weight `name` (float64 [period]) in NTT domain, uint64 [level+1][N]. Raises EvaluationError."""
         key = (name, level, scale)
         if key not in self._vectors:
             self._vectors[key] = self._encode(self._weight(name, 1), level, scale, extended=False)
-        return self.expand(self._vectors[key])
+        kept = self._vectors[key]
+        return np.repeat(kept, self.backend.parameters.degree // kept.shape[1], axis=1)
 
     def diagonals(self, name: str, level: int, scale: float, giants: tuple[int, ...]) -> list[Residues]:
-        """Weight `name` (float64 [diagonals][period]), diagonal i rotated right by giants[i], for `expand`.
+        """Weight `name` (float64 [diagonals][period]), diagonal i rotated right by giants[i].
 
-        NTT domain over the extended rows of `level`. Raises EvaluationError.
+        NTT domain over the extended rows of `level`, [row][N/s], for Backend.multiply_sum. Raises EvaluationError.
         """
         key = (name, level, scale, giants)
         if key not in self._diagonals:
@@ -57,11 +60,6 @@ class EncodedWeights:
             rotated = [np.roll(row, giant) for row, giant in zip(rows, giants, strict=True)]
             self._diagonals[key] = [self._encode(row, level, scale, extended=True) for row in rotated]
         return self._diagonals[key]
-
-    def expand(self, kept: Residues) -> Residues:
-        """A polynomial as it is kept, [row][N/s] -> [row][N]."""
-        repeats = self.backend.parameters.degree // kept.shape[1]
-        return kept if repeats == 1 else np.repeat(kept, repeats, axis=1)
 
     def _encode(self, values: Slots, level: int, scale: float, extended: bool) -> Residues:
         residues = self.encoder.encode(values, level, scale, extended).polynomial.residues

@@ -70,9 +70,9 @@ class CkksEvaluator:
         if a.polys.shape[0] != 3:
             raise EvaluationError(f"relinearisation takes three polynomials, got {a.polys.shape[0]}")
         digits = self.backend.decompose(a.polys[2], a.level)
-        product = self.backend.key_product(digits, self.keys.relinearisation_at(a.level), a.level)
-        switched = self.backend.mod_down(product, a.level)
-        return self._like(a, self.backend.add(switched, a.polys[:2], self.parameters.data_rows(a.level)))
+        key = self.keys.relinearisation_at(a.level)
+        product = self.backend.key_product(digits, key, a.level, moved=a.polys[:2])
+        return self._like(a, self.backend.mod_down(product, a.level))
 
     def rescale(self, a: Ciphertext) -> Ciphertext:
         """Divide by the prime of a's level: one level down, scale a.scale / q_level."""

@@ -43,7 +43,7 @@ def linear_transform(
     def giant_step(giant: int) -> Residues:
         chosen = [i for i, step in enumerate(steps) if step[0] == giant]
         rotated = [babies[steps[i][1]] for i in chosen]
-        inner = backend.multiply_sum(rotated, [weights.expand(diagonals[i]) for i in chosen], rows)
+        inner = backend.multiply_sum(rotated, [diagonals[i] for i in chosen], rows)
         return _rotate_giant(backend, keys, inner, level, giant) if giant else inner
 
     giants = sorted({giant for giant, _ in steps})
@@ -59,32 +59,24 @@ def rotations_times_p(
     One decomposition serves all (hoisting: Halevi and Shoup 2018, section 5).
     """
     p, level = backend.parameters, a.level
-    data = p.data_rows(level)
-    factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
-    scaled = backend.multiply_scalars(a.polys, factors, data)
     rotations = {}
     if 0 in steps:
+        data = p.data_rows(level)
+        factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
         specials = np.zeros((2, len(p.special_primes), p.degree), dtype=np.uint64)  # P*c is 0 modulo them
-        rotations[0] = np.concatenate([scaled, specials], axis=1)
+        rotations[0] = np.concatenate([backend.multiply_scalars(a.polys, factors, data), specials], axis=1)
     if others := sorted(steps - {0}):
         digits = backend.decompose(a.polys[1], level)
         for step in others:
-            element = p.galois_element(step)
             # An automorphism maps coefficients to plus or minus coefficients, and digits are centred in a
             # symmetric range: it commutes with decomposition.
-            key = keys.rotation(step, level)
-            product = backend.key_product(backend.automorphism(digits, element), key, level)
-            moved = backend.automorphism(scaled[0], element)
-            product[0, : level + 1] = backend.add(product[0, : level + 1], moved, data)
-            rotations[step] = product
+            key, element = keys.rotation(step, level), p.galois_element(step)
+            rotations[step] = backend.key_product(digits, key, level, element, a.polys[:1])
     return rotations
 
 
 def _rotate_giant(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
     """Rotate [2][level+1+K][N] modulo Q*P: only the half that meets the secret key is divided by P on the way."""
-    p = backend.parameters
-    rotated = backend.automorphism(x, p.galois_element(step))
-    digits = backend.decompose(backend.mod_down(rotated[1], level), level)
-    product = backend.key_product(digits, keys.rotation(step, level), level)
-    product[0] = backend.add(product[0], rotated[0], p.extended_rows(level))
-    return product
+    digits = backend.decompose(backend.mod_down(x[1], level), level)
+    element = backend.parameters.galois_element(step)
+    return backend.key_product(digits, keys.rotation(step, level), level, element, x[:1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -14,47 +15,71 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckks.backends import Backend, make_backend
+from ckks.backends.cpu import CpuBackend
+from ckks.backends.reference import ReferenceBackend
 from ckks.errors import EvaluationError, ParameterError
+from ckks.kernels._cpu import instruction_sets
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes, smallest_root
 from ckks.types import KeySwitchKey, Residues
 
-# name: log2 N, bits of a prime, data limbs, special primes, limbs per digit
+# name: log2 N, bits of a data prime, of a special prime, data limbs, special primes, limbs per digit. 49 bits: the last primes below 2^49,
+# where the bounds of the vector kernels lie; 50 and more run on integers.
 SETS = {
-    "30_bits": (12, 30, 2, 1, 1),
-    "40_bits": (13, 40, 4, 1, 1),
-    "60_bits": (13, 60, 2, 1, 1),
-    "30_bits_pairs": (13, 30, 5, 2, 2),
-    "50_bits_pairs": (14, 50, 4, 2, 2),
-    "60_bits_triples": (14, 60, 4, 3, 3),
-    "40_bits_triples_short_end": (14, 40, 7, 3, 3),
-    "30_bits_quadruples": (14, 30, 9, 4, 4),
-    "24_bits_nine_products": (
-        14,
-        24,
-        8,
-        8,
-        8,
-    ),  # more products in a sum than the kernels add up before they reduce
+    "30_bits": (12, 30, 30, 2, 1, 1),
+    "40_bits": (13, 40, 40, 4, 1, 1),
+    "60_bits": (13, 60, 60, 2, 1, 1),
+    "30_bits_pairs": (13, 30, 30, 5, 2, 2),
+    "49_bits": (13, 49, 49, 3, 1, 1),
+    "49_bits_triples": (14, 49, 49, 5, 3, 3),
+    "50_bits_pairs": (14, 50, 50, 4, 2, 2),
+    "60_bits_triples": (14, 60, 60, 4, 3, 3),
+    "40_bits_triples_short_end": (14, 40, 40, 7, 3, 3),
+    "30_bits_quadruples": (14, 30, 30, 9, 4, 4),
+    # more products in a sum than the integer kernels add up before they reduce
+    "24_bits_nine_products": (14, 24, 24, 8, 8, 8),
+    # both families in one set, as with keys from elsewhere
+    "40_and_60_bits": (14, 40, 60, 4, 2, 2),
+    "20_and_49_bits": (12, 20, 49, 2, 1, 2),
+    "large_ring": (15, 45, 49, 3, 2, 2),
 }
-SMALL = ("30_bits", "60_bits", "30_bits_pairs")
+SMALL = ("30_bits", "60_bits", "30_bits_pairs", "49_bits", "20_and_49_bits")
+CPUS = tuple(instruction_sets())
 
 
-@lru_cache(maxsize=16)
-def parameters(name: str) -> Parameters:
-    log_degree, bits, data, special, digit = SETS[name]
-    primes = ntt_primes(1 << log_degree, bits, data + special)
-    ordered = sorted(primes)  # the largest are special, so that P covers every digit
-    return Parameters(1 << log_degree, tuple(ordered[:data]), tuple(ordered[data:]), digit)
+def primes_near(degree: int, bits: int, count: int, exclude: tuple[int, ...] = ()) -> tuple[int, ...]:
+    if bits != 49:
+        return ntt_primes(degree, bits, count, exclude)
+    near = ntt_primes(degree, bits, 6 * count + 12, exclude)
+    return tuple(sorted(q for q in near if q < 2**49)[-count:])
 
 
 @lru_cache(maxsize=32)
+def parameters(name: str) -> Parameters:
+    log_degree, bits, special_bits, data, special, digit = SETS[name]
+    degree = 1 << log_degree
+    if bits == special_bits:  # the largest are special, so that P covers every digit
+        primes = sorted(primes_near(degree, bits, data + special))
+        return Parameters(degree, tuple(primes[:data]), tuple(primes[data:]), digit)
+    return Parameters(
+        degree, primes_near(degree, bits, data), primes_near(degree, special_bits, special), digit
+    )
+
+
+@lru_cache(maxsize=64)
 def backend(name: str, kind: str, threads: int = 1) -> Backend:
-    return make_backend(parameters(name), kind, threads)
+    """`kind`: "reference", "cpu" or one of CPUS."""
+    if kind == "reference":
+        return ReferenceBackend(parameters(name))
+    return CpuBackend(parameters(name), threads, None if kind == "cpu" else kind)
 
 
-def pair(name: str) -> tuple[Backend, Backend]:
-    return backend(name, "reference"), backend(name, "cpu")
+def everywhere(name: str, function: str, *arguments: object) -> Residues:
+    """What `function` gives on the reference, after checking that every kind of CPU kernel gives the same."""
+    expected: Residues = getattr(backend(name, "reference"), function)(*arguments)
+    for kind in CPUS:
+        assert_same(getattr(backend(name, kind), function)(*arguments), expected)
+    return expected
 
 
 def residues(
@@ -87,80 +112,124 @@ def assert_same(a: Residues, b: Residues) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETS)
 def test_transforms(name: str, kind: str) -> None:
-    reference, cpu = pair(name)
-    p = reference.parameters
+    p = parameters(name)
     rows = p.extended_rows(p.max_level)
     x = residues(p, rows, 2, kind=kind)
-    values = cpu.forward(x, rows)
-    assert_same(values, reference.forward(x, rows))
-    assert_same(cpu.inverse(values, rows), x)
-    assert_same(cpu.inverse(x, rows), reference.inverse(x, rows))
+    values = everywhere(name, "forward", x, rows)
+    assert_same(everywhere(name, "inverse", values, rows), x)
+    everywhere(name, "inverse", x, rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETS)
 def test_element_wise(name: str, kind: str) -> None:
-    reference, cpu = pair(name)
-    p = reference.parameters
+    p = parameters(name)
     rows = p.extended_rows(p.max_level // 2)
     a, other = residues(p, rows, 3, kind=kind), residues(p, rows, 3, seed=2)
     for b in (a, other, other[0], residues(p, rows, kind="largest")):
         for function in ("add", "subtract", "multiply"):
-            assert_same(getattr(cpu, function)(a, b, rows), getattr(reference, function)(a, b, rows))
+            everywhere(name, function, a, b, rows)
     scalars = a[0, :, 1].copy()
-    assert_same(cpu.multiply_scalars(a, scalars, rows), reference.multiply_scalars(a, scalars, rows))
-    assert_same(cpu.tensor(a[:2], a[1:], rows), reference.tensor(a[:2], a[1:], rows))
-    assert_same(cpu.tensor(a[:2], other[:2], rows), reference.tensor(a[:2], other[:2], rows))
+    everywhere(name, "multiply_scalars", a, scalars, rows)
+    everywhere(name, "tensor", a[:2], a[1:], rows)
+    everywhere(name, "tensor", a[:2], other[:2], rows)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
 @pytest.mark.parametrize("name", SMALL)
 def test_multiply_sum(name: str, count: int) -> None:
-    reference, cpu = pair(name)
-    p = reference.parameters
-    rows = p.data_rows(p.max_level)
+    p = parameters(name)
+    rows = p.extended_rows(p.max_level)
     for kind in ("random", "largest"):
         terms = [residues(p, rows, 2, kind=kind, seed=i) for i in range(count)]
         plains = [residues(p, rows, kind=kind, seed=100 + i) for i in range(count)]
-        assert_same(cpu.multiply_sum(terms, plains, rows), reference.multiply_sum(terms, plains, rows))
+        for repeat in (1, 2, 4, 8, p.degree):
+            kept = [np.ascontiguousarray(x[:, ::repeat]) for x in plains]
+            result = everywhere(name, "multiply_sum", terms, kept, rows)
+        constants = plains[0][:, 0]
+        assert_same(
+            everywhere(name, "multiply_scalars", terms[0], constants, rows),
+            everywhere(name, "multiply_sum", terms[:1], kept[:1], rows),
+        )
+    assert result.shape == (2, len(rows), p.degree)
+
+
+def elements(p: Parameters) -> tuple[int, ...]:
+    return (1, 3, 5, p.galois_element(7), p.galois_element(-1), p.degree + 1, 2 * p.degree - 1)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_automorphism(name: str) -> None:
-    reference, cpu = pair(name)
-    p = reference.parameters
+    p = parameters(name)
     x = residues(p, p.data_rows(1), 2)
-    for element in (1, 3, p.galois_element(7), p.galois_element(-1), 2 * p.degree - 1):
-        assert_same(cpu.automorphism(x, element), reference.automorphism(x, element))
+    for element in elements(p):
+        everywhere(name, "automorphism", x, element)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETS)
 def test_key_switching(name: str, kind: str) -> None:
-    reference, cpu = pair(name)
-    p = reference.parameters
+    p = parameters(name)
     for level in levels(p):
         rows = p.extended_rows(level)
-        digits = cpu.decompose(residues(p, p.data_rows(level), kind=kind), level)
-        assert_same(digits, reference.decompose(residues(p, p.data_rows(level), kind=kind), level))
+        x = residues(p, p.data_rows(level), kind=kind)
+        digits = everywhere(name, "decompose", x, level)
         for key_level in {level, p.max_level}:
             shape = (len(p.digits(key_level)), 2)
             key = KeySwitchKey(residues(p, p.extended_rows(key_level), *shape, kind=kind, seed=3), key_level)
-            product = cpu.key_product(digits, key, level)
-            assert_same(product, reference.key_product(digits, key, level))
-        assert_same(cpu.mod_down(product, level), reference.mod_down(product, level))
-        x = residues(p, rows, 1, 2, kind=kind, seed=4)
-        assert_same(cpu.mod_down(x, level), reference.mod_down(x, level))
+            product = everywhere(name, "key_product", digits, key, level)
+        everywhere(name, "mod_down", product, level)
+        wide = residues(p, rows, 1, 2, kind=kind, seed=4)
+        everywhere(name, "mod_down", wide, level)
+
+
+@pytest.mark.parametrize("kind", ["random", "largest"])
+@pytest.mark.parametrize("name", SETS)
+def test_key_product_with_an_automorphism(name: str, kind: str) -> None:
+    """The fused forms are what their parts give one after the other."""
+    p, b = parameters(name), backend(name, "reference")
+    level = p.max_level - 1
+    data, rows = p.data_rows(level), p.extended_rows(level)
+    digits = residues(p, rows, len(p.digits(level)), kind=kind)
+    key = KeySwitchKey(
+        residues(p, p.extended_rows(level + 1), len(p.digits(level + 1)), 2, kind=kind, seed=3), level + 1
+    )
+    factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
+    wide, narrow = residues(p, rows, 2, kind=kind, seed=5), residues(p, data, 2, kind=kind, seed=6)
+    for element in (1, 5, p.galois_element(-3)):
+        plain = b.key_product(b.automorphism(digits, element), key, level)
+        for moved, scaled in ((wide, wide), (narrow, b.multiply_scalars(narrow, factors, data))):
+            expected, count = plain.copy(), moved.shape[1]
+            for halves in (1, 2):
+                turned = b.automorphism(scaled[halves - 1], element)
+                expected[halves - 1, :count] = b.add(
+                    plain[halves - 1, :count], turned, data if count <= level + 1 else rows
+                )
+                got = everywhere(name, "key_product", digits, key, level, element, moved[:halves])
+                assert_same(got, expected)
+
+
+def test_the_widest_conversion_at_the_largest_primes() -> None:
+    """Eleven sources of 49 bits are the most that the vector kernels take; a digit of twelve runs on integers."""
+    degree = 1 << 16
+    for limbs in (11, 12):
+        primes = sorted(primes_near(degree, 49, 2 * limbs))
+        p = Parameters(degree, tuple(primes[:limbs]), tuple(primes[limbs:]), limbs)
+        level, reference = p.max_level, ReferenceBackend(p)
+        for kind in ("random", "largest"):
+            x = residues(p, p.data_rows(level), kind=kind)
+            expected = reference.decompose(x, level)
+            for name in CPUS if limbs == 11 else CPUS[:1]:
+                assert_same(CpuBackend(p, 2, name).decompose(x, level), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETS)
 def test_rescale(name: str, kind: str) -> None:
-    reference, cpu = pair(name)
-    p = reference.parameters
+    p = parameters(name)
     for level in set(levels(p)) - {0}:
         x = residues(p, p.data_rows(level), 3, kind=kind)
-        assert_same(cpu.rescale(x, level), reference.rescale(x, level))
+        everywhere(name, "rescale", x, level)
 
 
 def near(modulus: int, offset: int) -> int:
@@ -177,7 +246,7 @@ def coefficients(p: Parameters, rows: tuple[int, ...], values: list[int]) -> Res
 OFFSETS = st.lists(st.integers(-(2**40), 2**40) | st.integers(-3, 3), min_size=1, max_size=64)
 
 
-@pytest.mark.parametrize("kind", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["reference", *CPUS])
 @pytest.mark.parametrize("name", SETS)
 @settings(max_examples=6)  # each is a list of up to 64 values
 @given(offsets=OFFSETS)
@@ -204,7 +273,7 @@ def test_centring_is_exact_at_the_tie(name: str, kind: str, offsets: list[int]) 
         assert_same(b.inverse(result, p.data_rows(kept)), coefficients(p, p.data_rows(kept), rounded))
 
 
-@pytest.mark.parametrize("kind", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["reference", *CPUS])
 @pytest.mark.parametrize("name", SMALL)
 def test_decompose_against_integers(name: str, kind: str) -> None:
     p, b = parameters(name), backend(name, kind)
@@ -222,7 +291,7 @@ def test_decompose_against_integers(name: str, kind: str) -> None:
         assert_same(b.inverse(digits[j], rows), coefficients(p, rows, centred))
 
 
-@pytest.mark.parametrize("kind", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["reference", *CPUS])
 @pytest.mark.parametrize("name", SMALL)
 def test_order_and_product_of_the_transform(name: str, kind: str) -> None:
     """Position i holds a(psi^(2*bitrev(i)+1)), and the element-wise product is the product modulo X^N + 1."""
@@ -287,12 +356,26 @@ def test_a_memory_mapped_key_is_read_in_place(tmp_path: Path) -> None:
 
 
 def test_read_only_and_strided_inputs() -> None:
-    reference, cpu = pair("40_bits")
-    p = cpu.parameters
+    p = parameters("40_bits")
     x = residues(p, p.data_rows(3), 2)
     x.flags.writeable = False
-    assert_same(cpu.forward(x, (0, 1, 2, 3)), reference.forward(x, (0, 1, 2, 3)))
-    assert_same(cpu.add(x[:, :2], x[:, 2:], (0, 1)), reference.add(x[:, :2].copy(), x[:, 2:].copy(), (0, 1)))
+    everywhere("40_bits", "forward", x, (0, 1, 2, 3))
+    everywhere("40_bits", "add", x[:, :2], x[:, 2:], (0, 1))
+
+
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    cpu = backend("30_bits_quadruples", "cpu", 2)
+    p = cpu.parameters
+    x = residues(p, p.data_rows(p.max_level))
+    expected = cpu.decompose(x, p.max_level)
+    child = os.fork()
+    if child == 0:  # not a test runner any more: leaves at once, whatever happens
+        same = False
+        try:
+            same = bool((cpu.decompose(x, p.max_level) == expected).all())
+        finally:
+            os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_wrong_arrays_raise() -> None:
@@ -321,6 +404,8 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.multiply_sum([], [], rows),
         lambda: cpu.multiply_sum([wide], [], rows),
         lambda: cpu.multiply_sum([good], [good], rows),
+        lambda: cpu.multiply_sum([wide[:, : level + 1]], [good[:, :3]], rows),
+        lambda: cpu.multiply_sum([wide[:, : level + 1]] * 2, [good, good[:, ::2]], rows),
         lambda: cpu.tensor(good, good, rows),
         lambda: cpu.automorphism(good, 2),
         lambda: cpu.automorphism(good[:, :-1], 3),
@@ -331,6 +416,10 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level - 1), level),
         lambda: cpu.key_product(digits, KeySwitchKey(key.digits[:-1], level), level),
         lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level + 1), level),
+        lambda: cpu.key_product(digits, key, level, 2),
+        lambda: cpu.key_product(digits, key, level, 3, good),
+        lambda: cpu.key_product(digits, key, level, 3, residues(p, rows, 3)),
+        lambda: cpu.key_product(digits, key, level, 3, wide[:, 1:]),
         lambda: cpu.mod_down(good, level),
         lambda: cpu.mod_down(wide, level - 1),
         lambda: cpu.mod_down(wide[:0], level),
@@ -342,16 +431,21 @@ def test_wrong_arrays_raise() -> None:
             call()
 
 
-def test_residues_out_of_range_do_no_harm() -> None:
+@pytest.mark.parametrize("kind", CPUS)
+def test_residues_out_of_range_do_no_harm(kind: str) -> None:
     """The wire format refuses them; if one came through, the result is wrong, but no memory is touched out of bounds."""
-    cpu = backend("30_bits_pairs", "cpu")
-    p = cpu.parameters
-    x = np.full((p.max_level + 1, p.degree), 2**64 - 1, dtype=np.uint64)
-    assert cpu.decompose(x, p.max_level).shape[1] == len(p.extended_rows(p.max_level))
-    assert cpu.rescale(x, p.max_level).shape == (p.max_level, p.degree)
+    for name in ("30_bits_pairs", "40_bits"):
+        cpu = backend(name, kind)
+        p = cpu.parameters
+        for value in (2**64 - 1, 2**63, 2**52 + 1, 0x7FF0000000000000):
+            x = np.full((p.max_level + 1, p.degree), value, dtype=np.uint64)
+            assert cpu.decompose(x, p.max_level).shape[1] == len(p.extended_rows(p.max_level))
+            assert cpu.rescale(x, p.max_level).shape == (p.max_level, p.degree)
 
 
 def test_unknown_backends_and_thread_counts_raise() -> None:
     for name, threads in (("tpu", 1), ("cpu", 0), ("cpu", 10**6)):
         with pytest.raises(ParameterError):
             make_backend(parameters("30_bits"), name, threads)
+    with pytest.raises(ParameterError, match="portable"):
+        CpuBackend(parameters("30_bits"), 1, "abacus")

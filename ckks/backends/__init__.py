@@ -40,7 +40,10 @@ class Backend(Protocol):
         """a times one residue per row: scalars [row]."""
 
     def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
-        """sum_i terms[i] * plains[i], terms[i] [2][row][N], plains[i] [row][N]: the inner loop of a linear transform."""
+        """sum_i terms[i] * plains[i], terms[i] [2][row][N]: the inner loop of a linear transform.
+
+        plains[i] [row][N/s], all of one s, a power of two: each value stands for s positions in a row.
+        """
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         """(a0*b0, a0*b1 + a1*b0, a1*b1) of two-polynomial ciphertexts [2][row][N] -> [3][row][N], NTT domain."""
@@ -55,8 +58,19 @@ class Backend(Protocol):
         every row of extended_rows(level); on its own limbs it is x itself.
         """
 
-    def key_product(self, digits: Residues, key: KeySwitchKey, level: int) -> Residues:
-        """sum_j digits[j] * key.digits[j] over extended_rows(level) -> [2][level+1+K][N]; the key's rows above `level` are skipped."""
+    def key_product(
+        self,
+        digits: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        """sum_j A(digits[j]) * key.digits[j] over extended_rows(level), A the automorphism `element` -> [2][level+1+K][N].
+
+        The key's rows above `level` are skipped. `moved` [1 or 2][row][N] are polynomials whose automorphism is added to the first and
+        second result: over the extended rows as they are, over the data rows of `level` P times.
+        """
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         """Divide NTT-domain [...][level+1+K][N] by P and round: (x - [x]_P) / P with [x]_P centred in (-P/2, P/2]. -> [...][level+1][N]."""

@@ -44,9 +44,11 @@ class ReferenceBackend:
         return _by_row([modular.multiply(a[..., i, :], scalars[i], q) for i, q in self._moduli(rows)])
 
     def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
-        total = self.multiply(terms[0], plains[0], rows)
-        for term, plain in zip(terms[1:], plains[1:], strict=True):
-            total = self.add(total, self.multiply(term, plain, rows), rows)
+        repeats = self.parameters.degree // plains[0].shape[-1]
+        total = np.zeros_like(terms[0])
+        for term, plain in zip(terms, plains, strict=True):
+            whole = np.repeat(plain, repeats, axis=-1)
+            total = self.add(total, self.multiply(term, whole, rows), rows)
         return total
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
@@ -67,14 +69,27 @@ class ReferenceBackend:
             digits.append(np.concatenate([converted[:start], x[start:stop], converted[start:]]))
         return np.stack(digits)
 
-    def key_product(self, digits: Residues, key: KeySwitchKey, level: int) -> Residues:
-        rows = self.parameters.extended_rows(level)
-        specials = len(self.parameters.special_primes)
+    def key_product(
+        self,
+        digits: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        p, rows = self.parameters, self.parameters.extended_rows(level)
+        specials = len(p.special_primes)
         # Where these rows lie in the key, which may reach higher; it may also have digits to spare.
         keep = [*range(level + 1), *range(key.level + 1, key.level + 1 + specials)]
-        total = np.zeros((2, len(rows), self.parameters.degree), dtype=np.uint64)
-        for digit, pair in zip(digits, key.digits, strict=False):
+        total = np.zeros((2, len(rows), p.degree), dtype=np.uint64)
+        for digit, pair in zip(self.automorphism(digits, element), key.digits, strict=False):
             total = self.add(total, self.multiply(pair[:, keep], digit, rows), rows)
+        for half, polynomial in enumerate(() if moved is None else self.automorphism(moved, element)):
+            part = rows[: len(polynomial)]
+            if len(part) < len(rows):
+                factors = np.array([p.special_product % p.moduli[r] for r in part], dtype=np.uint64)
+                polynomial = self.multiply_scalars(polynomial, factors, part)
+            total[half, : len(part)] = self.add(total[half, : len(part)], polynomial, part)
         return total
 
     def mod_down(self, x: Residues, level: int) -> Residues:

@@ -2,6 +2,9 @@ from collections.abc import Sequence
 
 from ckks.types import Residues
 
+def instruction_sets() -> list[str]:
+    """What this machine can run, best first: of "avx512", "avx2" and "portable"."""
+
 class Engine:
     """The compiled functions of ckks.backends.cpu; every result is written to `out`."""
 
@@ -13,6 +16,7 @@ class Engine:
         data_count: int,
         digit_limbs: int,
         threads: int,
+        instructions: str,
     ) -> None: ...
     def forward(self, x: Residues, out: Residues, rows: Sequence[int]) -> None: ...
     def inverse(self, x: Residues, out: Residues, rows: Sequence[int]) -> None: ...
@@ -29,7 +33,14 @@ class Engine:
     def automorphism(self, x: Residues, out: Residues, element: int) -> None: ...
     def decompose(self, x: Residues, out: Residues, level: int) -> None: ...
     def key_product(
-        self, digits: Residues, key: Residues, out: Residues, level: int, key_level: int
+        self,
+        digits: Residues,
+        key: Residues,
+        moved: Residues | None,
+        out: Residues,
+        level: int,
+        key_level: int,
+        element: int,
     ) -> None: ...
     def mod_down(self, x: Residues, out: Residues, level: int) -> None: ...
     def rescale(self, x: Residues, out: Residues, level: int) -> None: ...

@@ -2,8 +2,11 @@
 // one would read or write outside an array.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <bit>
 #include <stdexcept>
 
 #include "engine.h"
@@ -42,20 +45,20 @@ void require_rows(const Engine& engine, const Rows& rows) {
 
 void require_level(const Engine& engine, std::size_t level) { require(level < engine.data_count(), "no such level"); }
 
-using Transform = void (Engine::*)(const u64*, u64*, std::size_t, const Rows&) const;
+using Transform = void (Engine::*)(const u64*, u64*, std::size_t, const Rows&);
 
 template <Transform function>
-void transform(const Engine& engine, const In& x, const Out& out, const Rows& rows) {
+void transform(Engine& engine, const In& x, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
     const std::size_t polys = polys_of(engine, x, rows.size());
     require_polys(engine, out, polys, rows.size());
     (engine.*function)(x.data(), out.data(), polys, rows);
 }
 
-using Binary = void (Engine::*)(const u64*, const u64*, u64*, std::size_t, std::size_t, const Rows&) const;
+using Binary = void (Engine::*)(const u64*, const u64*, u64*, std::size_t, std::size_t, const Rows&);
 
 template <Binary function>
-void binary(const Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
+void binary(Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
     const std::size_t polys = polys_of(engine, a, rows.size()), b_polys = polys_of(engine, b, rows.size());
     require_polys(engine, out, polys, rows.size());
@@ -63,7 +66,7 @@ void binary(const Engine& engine, const In& a, const In& b, const Out& out, cons
     (engine.*function)(a.data(), b.data(), out.data(), polys, b_polys, rows);
 }
 
-void multiply_scalars(const Engine& engine, const In& a, const In& scalars, const Out& out, const Rows& rows) {
+void multiply_scalars(Engine& engine, const In& a, const In& scalars, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
     const std::size_t polys = polys_of(engine, a, rows.size());
     require_polys(engine, out, polys, rows.size());
@@ -71,18 +74,19 @@ void multiply_scalars(const Engine& engine, const In& a, const In& scalars, cons
     engine.multiply_scalars(a.data(), scalars.data(), out.data(), polys, rows);
 }
 
-void multiply_sum(const Engine& engine, const std::vector<In>& terms, const std::vector<In>& plains, const Out& out,
-                  const Rows& rows) {
+void multiply_sum(Engine& engine, const std::vector<In>& terms, const std::vector<In>& plains, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
-    require(terms.size() == plains.size(), "one plaintext per term");
-    const std::size_t polys = polys_of(engine, out, rows.size());
+    require(!terms.empty() && terms.size() == plains.size(), "one plaintext per term");
+    require_polys(engine, out, 2, rows.size());
+    const std::size_t size = rows.size() * engine.degree(), kept = plains[0].size();
+    require(kept > 0 && size % kept == 0 && kept % rows.size() == 0 && std::has_single_bit(size / kept), "not a period");
     std::vector<const u64*> x, y;
-    for (const In& term : terms) require_polys(engine, term, polys, rows.size()), x.push_back(term.data());
-    for (const In& plain : plains) require_polys(engine, plain, 1, rows.size()), y.push_back(plain.data());
-    engine.multiply_sum(x, y, out.data(), polys, rows);
+    for (const In& term : terms) require_polys(engine, term, 2, rows.size()), x.push_back(term.data());
+    for (const In& plain : plains) require(plain.size() == kept, "plaintexts of different periods"), y.push_back(plain.data());
+    engine.multiply_sum(x, y, std::bit_width(size / kept) - 1, out.data(), rows);
 }
 
-void tensor(const Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
+void tensor(Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
     require_polys(engine, a, 2, rows.size());
     require_polys(engine, b, 2, rows.size());
@@ -90,38 +94,49 @@ void tensor(const Engine& engine, const In& a, const In& b, const Out& out, cons
     engine.tensor(a.data(), b.data(), out.data(), rows);
 }
 
-void automorphism(const Engine& engine, const In& x, const Out& out, u64 element) {
+void automorphism(Engine& engine, const In& x, const Out& out, u64 element) {
     const std::size_t rows = polys_of(engine, x, 1);
     require_polys(engine, out, rows, 1);
     require(element % 2 == 1, "a Galois element is odd");
     engine.automorphism(x.data(), out.data(), rows, element);
 }
 
-void decompose(const Engine& engine, const In& x, const Out& out, std::size_t level) {
+void decompose(Engine& engine, const In& x, const Out& out, std::size_t level) {
     require_level(engine, level);
     require_polys(engine, x, 1, level + 1);
     require_polys(engine, out, engine.digit_count(level), level + 1 + engine.special_count());
     engine.decompose(x.data(), out.data(), level);
 }
 
-void key_product(const Engine& engine, const In& digits, const In& key, const Out& out, std::size_t level,
-                 std::size_t key_level) {
+void key_product(Engine& engine, const In& digits, const In& key, const std::optional<In>& moved, const Out& out, std::size_t level,
+                 std::size_t key_level, u64 element) {
     require_level(engine, key_level);
     require(level <= key_level, "the key is for a lower level");
-    require_polys(engine, digits, engine.digit_count(level), level + 1 + engine.special_count());
+    require(element % 2 == 1, "a Galois element is odd");
+    const std::size_t rows = level + 1 + engine.special_count();
+    require_polys(engine, digits, engine.digit_count(level), rows);
     require_polys(engine, key, 2 * engine.digit_count(key_level), key_level + 1 + engine.special_count());
-    require_polys(engine, out, 2, level + 1 + engine.special_count());
-    engine.key_product(digits.data(), key.data(), out.data(), level, key_level);
+    require_polys(engine, out, 2, rows);
+    std::size_t moved_polys = 0;
+    bool times_p = false;
+    if (moved) {
+        require(moved->ndim() == 3, "moved polynomials have three axes");
+        moved_polys = moved->shape(0), times_p = moved->shape(1) == level + 1;
+        require(moved_polys <= 2, "two polynomials can move");
+        require_polys(engine, *moved, moved_polys, times_p ? level + 1 : rows);
+    }
+    engine.key_product(digits.data(), key.data(), moved ? moved->data() : nullptr, out.data(), level, key_level, element, moved_polys,
+                       times_p);
 }
 
-void mod_down(const Engine& engine, const In& x, const Out& out, std::size_t level) {
+void mod_down(Engine& engine, const In& x, const Out& out, std::size_t level) {
     require_level(engine, level);
     const std::size_t polys = polys_of(engine, x, level + 1 + engine.special_count());
     require_polys(engine, out, polys, level + 1);
     engine.mod_down(x.data(), out.data(), polys, level);
 }
 
-void rescale(const Engine& engine, const In& x, const Out& out, std::size_t level) {
+void rescale(Engine& engine, const In& x, const Out& out, std::size_t level) {
     require_level(engine, level);
     require(level > 0, "nothing to divide by at level 0");
     const std::size_t polys = polys_of(engine, x, level + 1);
@@ -135,9 +150,11 @@ NB_MODULE(_cpu, m) {
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     const auto a = "a"_a.noconvert(), b = "b"_a.noconvert(), x = "x"_a.noconvert(), out = "out"_a.noconvert();
     const auto terms = "terms"_a.noconvert(), plains = "plains"_a.noconvert(), scalars = "scalars"_a.noconvert();
+    m.def("instruction_sets", &kernels::instruction_sets);
     nb::class_<Engine>(m, "Engine")
-        .def(nb::init<std::size_t, const std::vector<u64>&, const std::vector<u64>&, std::size_t, std::size_t, std::size_t>(),
-             "degree"_a, "moduli"_a, "roots"_a, "data_count"_a, "digit_limbs"_a, "threads"_a)
+        .def(nb::init<std::size_t, const std::vector<u64>&, const std::vector<u64>&, std::size_t, std::size_t, std::size_t,
+                      const std::string&>(),
+             "degree"_a, "moduli"_a, "roots"_a, "data_count"_a, "digit_limbs"_a, "threads"_a, "instructions"_a)
         .def("forward", transform<&Engine::forward>, x, out, "rows"_a, Unlocked())
         .def("inverse", transform<&Engine::inverse>, x, out, "rows"_a, Unlocked())
         .def("add", binary<&Engine::add>, a, b, out, "rows"_a, Unlocked())
@@ -148,7 +165,8 @@ NB_MODULE(_cpu, m) {
         .def("tensor", tensor, a, b, out, "rows"_a, Unlocked())
         .def("automorphism", automorphism, x, out, "element"_a, Unlocked())
         .def("decompose", decompose, x, out, "level"_a, Unlocked())
-        .def("key_product", key_product, "digits"_a.noconvert(), "key"_a.noconvert(), out, "level"_a, "key_level"_a, Unlocked())
+        .def("key_product", key_product, "digits"_a.noconvert(), "key"_a.noconvert(), "moved"_a.noconvert().none(), out, "level"_a,
+             "key_level"_a, "element"_a, Unlocked())
         .def("mod_down", mod_down, x, out, "level"_a, Unlocked())
         .def("rescale", rescale, x, out, "level"_a, Unlocked());
 }

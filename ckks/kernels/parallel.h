@@ -1,25 +1,51 @@
 // Independent tasks over a few threads.
 #pragma once
 
-#include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <cstddef>
+#include <functional>
+#include <list>
+#include <mutex>
 #include <thread>
 #include <vector>
 
+#include <sys/types.h>
+
 namespace kernels {
 
-// Runs task(0) .. task(count-1), which must not throw. Threads live for one call: a pool would not survive fork(), and starting one
-// costs some 20 us where a call takes milliseconds.
-template <class Task>
-void parallel(std::size_t threads, std::size_t count, const Task& task) {
-    std::atomic<std::size_t> next{0};
-    const auto work = [&] {
-        for (std::size_t i = next++; i < count; i = next++) task(i);
+// Threads that wait for work, started at the first call. A process that was forked has none of its parent's threads: it starts its own.
+class Pool {
+public:
+    explicit Pool(std::size_t threads) : threads_(threads) {}
+    ~Pool();
+    Pool(const Pool&) = delete;
+
+    std::size_t threads() const { return threads_; }
+
+    // Runs task(0) .. task(count-1), which must not throw, on the caller's thread too; any number of callers at a time.
+    void run(std::size_t count, const std::function<void(std::size_t)>& task);
+
+private:
+    struct Job {
+        const std::function<void(std::size_t)>* task;
+        std::size_t count, next = 0, finished = 0;
     };
-    std::vector<std::jthread> helpers;  // joins when it goes out of scope
-    for (std::size_t t = 1; t < std::min(threads, count); ++t) helpers.emplace_back(work);
-    work();
-}
+    struct State {
+        std::mutex mutex;
+        std::condition_variable work, done;
+        std::list<Job*> jobs;  // those with tasks not yet taken
+        bool stop = false;
+        std::vector<std::thread> helpers;
+        pid_t process;
+    };
+
+    State& state();
+    static void help(State& state);
+    static void take_one(State& state, Job& job, std::unique_lock<std::mutex>& lock);
+
+    const std::size_t threads_;
+    std::mutex start_;
+    State* state_ = nullptr;
+};
 
 }  // namespace kernels

@@ -1,0 +1,81 @@
+// Four doubles: AVX2 and FMA.
+#pragma once
+
+#include <immintrin.h>
+
+#include "vector.h"
+
+namespace kernels {
+namespace {
+
+struct Lanes {
+    using V = __m256d;
+    static constexpr std::size_t width = 4;
+    static constexpr const char* name = "avx2";
+
+    static V all(double x) { return _mm256_set1_pd(x); }
+    static V load(const double* p) { return _mm256_loadu_pd(p); }
+    static void store(double* p, V x) { _mm256_storeu_pd(p, x); }
+    static V add(V a, V b) { return _mm256_add_pd(a, b); }
+    static V sub(V a, V b) { return _mm256_sub_pd(a, b); }
+    static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
+    static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }   // a*b + c
+    static V fms(V a, V b, V c) { return _mm256_fmsub_pd(a, b, c); }   // a*b - c
+    static V fnma(V a, V b, V c) { return _mm256_fnmadd_pd(a, b, c); } // c - a*b
+    static V round(V x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+    // Integers below 2^52 <-> doubles, by way of the exponent of 2^52.
+    static V load_bits(const u64* p) { return _mm256_castsi256_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static void store_bits(u64* p, V x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_castpd_si256(x)); }
+    static V to_double(V bits) {
+        const V magic = all(0x1p52);
+        return sub(_mm256_or_pd(bits, magic), magic);
+    }
+    static V load_integers(const u64* p) { return to_double(load_bits(p)); }
+    // x in (-q, q) -> [0, q)
+    static void store_integers(u64* p, V x, V q) {
+        const V magic = all(0x1p52);
+        x = add(x, _mm256_and_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ), q));
+        store_bits(p, _mm256_xor_pd(add(x, magic), magic));
+    }
+
+    // Lane l of the result is p[l >> log_repeat], log_repeat >= 1.
+    static V load_repeated(const u64* p, unsigned log_repeat) {
+        if (log_repeat >= 2) return to_double(_mm256_castsi256_pd(_mm256_set1_epi64x(static_cast<long long>(*p))));
+        const __m256i two = _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        return to_double(_mm256_castsi256_pd(_mm256_permute4x64_epi64(two, 0x50)));
+    }
+
+    // Lane numbers of an automorphism, as pairs of 32-bit lanes.
+    using Pattern = __m256i;
+    static Pattern pattern(const std::uint32_t* lanes) {
+        const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes));
+        const __m256i twice = _mm256_slli_epi64(_mm256_cvtepu32_epi64(narrow), 1);
+        return _mm256_or_si256(twice, _mm256_slli_epi64(_mm256_add_epi64(twice, _mm256_set1_epi64x(1)), 32));
+    }
+    static V permute(V x, Pattern p) {
+        return _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(x), p));
+    }
+
+    // Bit l is set where |x_l| > bound.
+    static unsigned beyond(V x, V bound) {
+        const V magnitude = _mm256_andnot_pd(all(-0.0), x);
+        return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(magnitude, bound, _CMP_GT_OQ)));
+    }
+
+    // Four vectors hold 4*width consecutive points: to x[i] = the i-th four of each 16, and back. Here that is how they lie.
+    static void to_quads(V*) {}
+    static void from_quads(V*) {}
+    // One constant for each 16 points: p[0], p[stride], ..
+    static V per_block(const double* p, std::size_t) { return all(*p); }
+    // Within each block of four lanes: the transpose of four by four.
+    static void transpose(V* x) {
+        const V t0 = _mm256_unpacklo_pd(x[0], x[1]), t1 = _mm256_unpackhi_pd(x[0], x[1]);
+        const V t2 = _mm256_unpacklo_pd(x[2], x[3]), t3 = _mm256_unpackhi_pd(x[2], x[3]);
+        x[0] = _mm256_permute2f128_pd(t0, t2, 0x20), x[1] = _mm256_permute2f128_pd(t1, t3, 0x20);
+        x[2] = _mm256_permute2f128_pd(t0, t2, 0x31), x[3] = _mm256_permute2f128_pd(t1, t3, 0x31);
+    }
+};
+
+}  // namespace
+}  // namespace kernels

@@ -1,0 +1,89 @@
+// Eight doubles: AVX-512F.
+#pragma once
+
+#include <immintrin.h>
+
+#include "vector.h"
+
+namespace kernels {
+namespace {
+
+struct Lanes {
+    using V = __m512d;
+    static constexpr std::size_t width = 8;
+    static constexpr const char* name = "avx512";
+
+    static V all(double x) { return _mm512_set1_pd(x); }
+    static V load(const double* p) { return _mm512_loadu_pd(p); }
+    static void store(double* p, V x) { _mm512_storeu_pd(p, x); }
+    static V add(V a, V b) { return _mm512_add_pd(a, b); }
+    static V sub(V a, V b) { return _mm512_sub_pd(a, b); }
+    static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
+    static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }   // a*b + c
+    static V fms(V a, V b, V c) { return _mm512_fmsub_pd(a, b, c); }   // a*b - c
+    static V fnma(V a, V b, V c) { return _mm512_fnmadd_pd(a, b, c); } // c - a*b
+    static V round(V x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+    // Integers below 2^52 <-> doubles, by way of the exponent of 2^52.
+    static V load_bits(const u64* p) { return _mm512_castsi512_pd(_mm512_loadu_si512(p)); }
+    static void store_bits(u64* p, V x) { _mm512_storeu_si512(p, _mm512_castpd_si512(x)); }
+    static V to_double(V bits) {
+        const V magic = all(0x1p52);
+        return sub(_mm512_castsi512_pd(_mm512_or_si512(_mm512_castpd_si512(bits), _mm512_castpd_si512(magic))), magic);
+    }
+    static V load_integers(const u64* p) { return to_double(load_bits(p)); }
+    // x in (-q, q) -> [0, q)
+    static void store_integers(u64* p, V x, V q) {
+        const V magic = all(0x1p52);
+        x = _mm512_mask_add_pd(x, _mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_LT_OQ), x, q);
+        const __m512i bits = _mm512_castpd_si512(add(x, magic));
+        _mm512_storeu_si512(p, _mm512_xor_si512(bits, _mm512_castpd_si512(magic)));
+    }
+
+    // Lane l of the result is p[l >> log_repeat], log_repeat >= 1.
+    static V load_repeated(const u64* p, unsigned log_repeat) {
+        if (log_repeat >= 3) return to_double(_mm512_castsi512_pd(_mm512_set1_epi64(static_cast<long long>(*p))));
+        if (log_repeat == 2) {
+            const __m512i two = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+            return to_double(_mm512_castsi512_pd(_mm512_permutexvar_epi64(_mm512_set_epi64(1, 1, 1, 1, 0, 0, 0, 0), two)));
+        }
+        const __m512i four = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        return to_double(_mm512_castsi512_pd(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), four)));
+    }
+
+    using Pattern = __m512i;
+    static Pattern pattern(const std::uint32_t* lanes) {
+        return _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)));
+    }
+    static V permute(V x, Pattern p) { return _mm512_permutexvar_pd(p, x); }
+
+    // Bit l is set where |x_l| > bound.
+    static unsigned beyond(V x, V bound) { return _mm512_cmp_pd_mask(_mm512_abs_pd(x), bound, _CMP_GT_OQ); }
+
+    // Four vectors hold 32 consecutive points: to x[i] = the i-th four of each 16, and back (the same exchange).
+    static void to_quads(V* x) {
+        const V a = x[0], b = x[1], c = x[2], d = x[3];
+        x[0] = _mm512_shuffle_f64x2(a, c, 0x44), x[1] = _mm512_shuffle_f64x2(a, c, 0xEE);
+        x[2] = _mm512_shuffle_f64x2(b, d, 0x44), x[3] = _mm512_shuffle_f64x2(b, d, 0xEE);
+    }
+    static void from_quads(V* x) {
+        const V a = x[0], b = x[1], c = x[2], d = x[3];
+        x[0] = _mm512_shuffle_f64x2(a, b, 0x44), x[1] = _mm512_shuffle_f64x2(c, d, 0x44);
+        x[2] = _mm512_shuffle_f64x2(a, b, 0xEE), x[3] = _mm512_shuffle_f64x2(c, d, 0xEE);
+    }
+    // One constant for each 16 points: p[0], p[stride], ..
+    static V per_block(const double* p, std::size_t stride) {
+        return _mm512_insertf64x4(all(p[0]), _mm256_set1_pd(p[stride]), 1);
+    }
+    // Within each block of four lanes: the transpose of four by four.
+    static void transpose(V* x) {
+        const V t0 = _mm512_unpacklo_pd(x[0], x[1]), t1 = _mm512_unpackhi_pd(x[0], x[1]);
+        const V t2 = _mm512_unpacklo_pd(x[2], x[3]), t3 = _mm512_unpackhi_pd(x[2], x[3]);
+        const __m512i low = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), high = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
+        x[0] = _mm512_permutex2var_pd(t0, low, t2), x[1] = _mm512_permutex2var_pd(t1, low, t3);
+        x[2] = _mm512_permutex2var_pd(t0, high, t2), x[3] = _mm512_permutex2var_pd(t1, high, t3);
+    }
+};
+
+}  // namespace
+}  // namespace kernels

@@ -1,0 +1,50 @@
+// One prime with the kernels that serve it: doubles on vector lanes below 2^49, 64-bit integers otherwise.
+#pragma once
+
+#include <optional>
+#include <span>
+
+#include "ntt.h"
+#include "permutation.h"
+#include "vector_tables.h"
+
+namespace kernels {
+
+struct PairOperands {
+    std::span<const PairTerm> terms;
+    unsigned log_repeat = 0;
+    const Permutation* permutation = nullptr;
+    const u64 *moved_first = nullptr, *moved_second = nullptr;
+    u64 factor = 0;
+};
+
+// Residues in [0, q) on entry and exit. n is a multiple of kVectorBlock.
+class Row {
+public:
+    Row(std::size_t degree, u64 prime, u64 psi, const VectorKernels* kernels);
+
+    const Modulus& modulus() const { return modulus_; }
+    bool on_lanes() const { return vector_.has_value(); }
+    const VectorTables& vector() const { return *vector_; }
+    const Ntt& integer() const { return *integer_; }
+
+    void forward(const u64* x, u64* out) const;  // x below 3q
+    void inverse(const u64* x, u64* out) const;
+    void add(const u64* a, const u64* b, u64* out, std::size_t n) const;
+    void subtract(const u64* a, const u64* b, u64* out, std::size_t n) const;
+    void multiply(const u64* a, const u64* b, u64* out, std::size_t n) const;
+    void scale(u64 constant, const u64* a, u64* out, std::size_t n) const;
+    void tensor(const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n) const;
+    // See PairSum; positions [start, start+n) of whole rows.
+    void pair_sum(const PairOperands& s, u64* first, u64* second, std::size_t start, std::size_t n) const;
+
+private:
+    std::size_t degree_;
+    Modulus modulus_;
+    const VectorKernels* kernels_;  // null on CPUs without
+    std::optional<VectorTables> vector_;
+    std::optional<Ntt> integer_;  // one of the two
+    Ntt::Scale plain_scale_{};
+};
+
+}  // namespace kernels

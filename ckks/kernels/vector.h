@@ -1,0 +1,102 @@
+// Residues as doubles: kernels for primes below 2^49, compiled once per instruction set (vector_*.cpp) and chosen at run time.
+//
+// A residue is any integer-valued double of the right class; |x| <= B*q is written "x in B". In memory the callers' arrays hold uint64 in
+// [0, q); doubles live in scratch only. Nothing here is a template or inline function: those would be compiled with
+// different flags under one name.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kernels {
+
+using u64 = std::uint64_t;
+
+constexpr u64 kVectorPrimeLimit = u64(1) << 49;
+
+// Shortest contiguous stretch that kernels work on; every degree is a multiple.
+constexpr std::size_t kVectorBlock = 64;
+
+// Most source limbs of a conversion (MultiplyAdd in vector_sums.h).
+constexpr std::size_t kMaxSources = 11;
+
+// A constant factor w in [-q/2, q/2] and the double nearest to w/q.
+struct VectorFactor {
+    double value, quotient;
+};
+
+// One prime. Tables: VectorTables in vector_tables.h.
+struct VectorPrime {
+    double q, inverse;      // 1/q, rounded
+    double grid;            // 1.5 * 2^(52+G), G = bits+1: see MultiplyAdd in vector_sums.h
+    std::size_t max_terms;  // products of two residues in [0, q) that may be summed before a flush: 2^(52-bits)
+    unsigned log_degree;
+    const VectorFactor *roots, *inverse_roots;  // psi^(+-bitrev(i)), i < N/4
+    const double *tail, *inverse_tail;          // the last four stages: per 16 points 3 x 4 factors
+    VectorFactor scale[2];                      // N^-1 and N^-1 times the last stage's factor
+};
+
+// The centred conversion to one prime: sum_i y_i * factors[i], i <= count; the last y is the overflow u with factor -D.
+struct VectorConversion {
+    const double* factors;  // balanced, [count+1]
+    std::size_t count;
+    double grid;
+};
+
+// An automorphism on NTT order: output positions [w*b, w*b+w) come from the w positions of block entries[b]/w, within
+// it by patterns[entries[b]%w].
+struct VectorPermutation {
+    const std::uint32_t* entries;   // [N/w]
+    const std::uint32_t* patterns;  // [w][w] lane numbers
+};
+
+struct PairTerm {
+    const u64 *shared, *first, *second;
+};
+
+// sum_i shared_i * (first_i, second_i) + factor * (moved_first, moved_second).
+// The shared factors may hold each value once for 2^log_repeat positions, or be read through a permutation; then so are the moved
+// polynomials, which may be null (both, or the second).
+struct PairSum {
+    const PairTerm* terms;
+    std::size_t count;
+    unsigned log_repeat;
+    const VectorPermutation* permutation;
+    const u64 *moved_first, *moved_second;
+    double factor;  // balanced
+    u64 *out_first, *out_second;
+};
+
+struct VectorKernels {
+    const char* name;
+    std::size_t lanes;
+
+    // Whole rows of N; uint64 results in [0, q). `forward` takes values up to 3q. x and out may be the same.
+    void (*forward)(const VectorPrime&, const u64* x, u64* out);
+    void (*inverse)(const VectorPrime&, const u64* x, u64* out);
+    // With factors of its own in place of VectorPrime::scale; |y| <= 1.2 q.
+    void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, double* y);
+    // y: [count+1][stride], as `overflow` leaves it. The transform of the converted polynomial, and (x - that) * factor.
+    void (*convert_forward)(const VectorPrime&, const VectorConversion&, const double* y, std::size_t stride, u64* out);
+    void (*convert_divide)(const VectorPrime&, const VectorConversion&, const VectorFactor& factor, const double* y,
+                           std::size_t stride, const u64* x, u64* out);
+
+    // Any stretch of kVectorBlock positions or a multiple.
+    void (*pair_sum)(const VectorPrime&, const PairSum&, std::size_t start, std::size_t n);
+    void (*multiply)(const VectorPrime&, const u64* a, const u64* b, u64* out, std::size_t n);
+    void (*scale)(const VectorPrime&, const VectorFactor& factor, const u64* a, u64* out, std::size_t n);
+    void (*tensor)(const VectorPrime&, const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n);
+    void (*add)(u64 q, const u64* a, const u64* b, u64* out, std::size_t n);  // any q below 2^62
+    void (*subtract)(u64 q, const u64* a, const u64* b, u64* out, std::size_t n);
+    void (*permute)(const VectorPermutation&, const u64* x, u64* out, std::size_t n);
+    // u = round(sum_i y_i / q_i); for one source y_0 - u*q_0 in place of y_0 and no u. Returns how many positions were too near a
+    // tie to be sure, and lists them.
+    std::size_t (*overflow)(double* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count,
+                            double* u, std::size_t n, std::uint32_t* doubtful);
+};
+
+// Null where this build has no such kernels (another architecture).
+const VectorKernels* avx2_kernels();
+const VectorKernels* avx512_kernels();
+
+}  // namespace kernels

@@ -1,0 +1,42 @@
+// Arithmetic on lanes modulo one prime. Include after a lanes_*.h.
+#pragma once
+
+namespace kernels {
+namespace {
+
+using V = Lanes::V;
+constexpr std::size_t W = Lanes::width;
+
+// q < 2^49. "x in B" means |x| <= B*q.
+//
+// Adding and taking away magic = 1.5*2^52 rounds to an integer while |x| < 2^51. h = a*w rounded is off by at most 2^-53 relative, l is what
+// is missing, exactly. With a in A, w in 1/2 the quotient h/q is off by at most 3*2^-53 * A*q/2 < 3A/32, so r = h - quotient*q + l is in
+// 1/2 + 3A/32; r, and h - quotient*q, are integers below 2^53 (A <= 8), so each step is exact. With w/q known in advance only its own rounding
+// counts and r is in 1/2 + A/32.
+struct Field {
+    V q, inverse, magic;
+
+    explicit Field(const VectorPrime& p) : q(Lanes::all(p.q)), inverse(Lanes::all(p.inverse)), magic(Lanes::all(0x1.8p52)) {}
+
+    V nearest(V a, V factor) const { return Lanes::sub(Lanes::fma(a, factor, magic), magic); }
+    // Into 1/2 (and the rounding of 1/q: for a in A less than A * 2^-51 more).
+    V reduce(V a) const { return Lanes::fnma(nearest(a, inverse), q, a); }
+    V multiply(V a, V w) const {
+        const V h = Lanes::mul(a, w), l = Lanes::fms(a, w, h);
+        return Lanes::add(Lanes::fnma(nearest(h, inverse), q, h), l);
+    }
+    V multiply(V a, V w, V quotient) const {
+        const V h = Lanes::mul(a, w), l = Lanes::fms(a, w, h);
+        return Lanes::add(Lanes::fnma(nearest(a, quotient), q, h), l);
+    }
+};
+
+// A constant in all lanes.
+struct Constant {
+    V value, quotient;
+    explicit Constant(const VectorFactor& f) : value(Lanes::all(f.value)), quotient(Lanes::all(f.quotient)) {}
+    V times(const Field& f, V a) const { return f.multiply(a, value, quotient); }
+};
+
+}  // namespace
+}  // namespace kernels

@@ -1,0 +1,150 @@
+// Exact sums of products and what is built from them. Include after a lanes_*.h.
+#pragma once
+
+#include "vector_ntt.h"
+
+namespace kernels {
+namespace {
+
+// A sum of products of integers in four operations each, exact. h starts at grid = 1.5*2^(52+G) and stays within 2^(51+G) of it, so fma(x, y, h)
+// is rounded to a multiple of 2^G; the step h made is exact, what it missed is at most 2^(G-1), and l collects that, below 2^53.
+//
+// Residues (x, y in [0, q), q < 2^bits): G = bits+1 and at most 2^(52-bits) products, so their sum is below 2^(52+bits) = 2^(51+G), and l
+// below 2^52 plus q/2 from an earlier flush.
+// Conversions (|y| <= 1.2 * 2^a, |c| <= 2^(b-1), a, b <= 49): G = a+b-48 and at most 12 products: sum below 12 * 0.6 * 2^(a+b) < 2^(51+G), l up to
+// 12 * 2^49.
+struct MultiplyAdd {
+    V h, l;
+
+    void add(V x, V y) {
+        const V next = Lanes::fma(x, y, h);
+        l = Lanes::add(l, Lanes::fms(x, y, Lanes::sub(next, h)));
+        h = next;
+    }
+    // Into 1/2. The quotient is below 2^53 and off by 2.5 at most, so the remainder is in 2.5 and its sum with l below 15 * 2^49 < 2^53.
+    V flush(const Field& f, V grid) const {
+        const V sum = Lanes::sub(h, grid);
+        const V quotient = Lanes::round(Lanes::mul(sum, f.inverse));
+        return f.reduce(Lanes::add(Lanes::fnma(quotient, f.q, sum), l));
+    }
+};
+
+constexpr std::size_t kLine = 8 / W;  // vectors in 64 bytes: each term is read a cache line at a time
+
+// How one line of the shared factors, and of moved polynomials, is read.
+struct Direct {
+    std::size_t k;
+    Direct(const PairSum&, std::size_t at) : k(at) {}
+    V shared(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
+    V moved(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
+};
+
+struct Periodic {
+    std::size_t k;
+    unsigned log_repeat;
+    Periodic(const PairSum& s, std::size_t at) : k(at), log_repeat(s.log_repeat) {}
+    V shared(const u64* x, std::size_t u) const { return Lanes::load_repeated(x + ((k + u * W) >> log_repeat), log_repeat); }
+    V moved(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
+};
+
+struct Permuted {
+    std::size_t at[kLine];
+    Lanes::Pattern pattern[kLine];
+    Permuted(const PairSum& s, std::size_t k) {
+        for (std::size_t u = 0; u < kLine; ++u) {
+            const std::size_t entry = s.permutation->entries[k / W + u];
+            at[u] = entry / W * W;
+            pattern[u] = Lanes::pattern(s.permutation->patterns + entry % W * W);
+        }
+    }
+    V shared(const u64* x, std::size_t u) const { return Lanes::to_double(Lanes::permute(Lanes::load_bits(x + at[u]), pattern[u])); }
+    V moved(const u64* x, std::size_t u) const { return shared(x, u); }
+};
+
+template <class Reader>
+void pair_sum_of(const VectorPrime& p, const PairSum& s, std::size_t start, std::size_t n) {
+    const Field f(p);
+    const V grid = Lanes::all(p.grid), factor = Lanes::all(s.factor);
+    for (std::size_t k = start; k < start + n; k += kLine * W) {
+        const Reader reader(s, k);
+        MultiplyAdd first[kLine], second[kLine];
+        for (std::size_t u = 0; u < kLine; ++u) first[u] = second[u] = {grid, Lanes::all(0.0)};
+        std::size_t room = p.max_terms;
+        const auto make_room = [&] {
+            if (room == 0) {
+                for (std::size_t u = 0; u < kLine; ++u)
+                    first[u] = {grid, first[u].flush(f, grid)}, second[u] = {grid, second[u].flush(f, grid)};
+                room = p.max_terms;
+            }
+            --room;
+        };
+        for (std::size_t i = 0; i < s.count; ++i) {
+            make_room();
+            const PairTerm& t = s.terms[i];
+            for (std::size_t u = 0; u < kLine; ++u) {
+                const V x = reader.shared(t.shared, u);
+                first[u].add(x, Lanes::load_integers(t.first + k + u * W));
+                second[u].add(x, Lanes::load_integers(t.second + k + u * W));
+            }
+        }
+        if (s.moved_first) {
+            make_room();
+            for (std::size_t u = 0; u < kLine; ++u) first[u].add(reader.moved(s.moved_first, u), factor);
+            if (s.moved_second)
+                for (std::size_t u = 0; u < kLine; ++u) second[u].add(reader.moved(s.moved_second, u), factor);
+        }
+        for (std::size_t u = 0; u < kLine; ++u) {
+            Lanes::store_integers(s.out_first + k + u * W, first[u].flush(f, grid), f.q);
+            Lanes::store_integers(s.out_second + k + u * W, second[u].flush(f, grid), f.q);
+        }
+    }
+}
+
+void pair_sum(const VectorPrime& p, const PairSum& s, std::size_t start, std::size_t n) {
+    if (s.permutation)
+        pair_sum_of<Permuted>(p, s, start, n);
+    else if (s.log_repeat)
+        pair_sum_of<Periodic>(p, s, start, n);
+    else
+        pair_sum_of<Direct>(p, s, start, n);
+}
+
+// The value of a conversion at k, in 1/2.
+struct FromConversion {
+    const Field& f;
+    const VectorConversion& c;
+    const double* y;
+    std::size_t stride;
+    V grid;
+
+    V operator()(std::size_t k) const {
+        if (c.count == 1) return f.reduce(Lanes::load(y + k));  // centred: its overflow is zero
+        MultiplyAdd sum{grid, Lanes::all(0.0)};
+        for (std::size_t i = 0; i <= c.count; ++i) sum.add(Lanes::load(y + i * stride + k), Lanes::all(c.factors[i]));
+        return sum.flush(f, grid);
+    }
+};
+
+// y in 1.2 on entry. One source: y is centred in place, but for positions in doubt. Each quotient is off by less than count * 2^-51 and the
+// rounding of the sum, far less than the margin, 2^-40.
+std::size_t overflow(double* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, double* u,
+                     std::size_t n, std::uint32_t* doubtful) {
+    std::size_t found = 0;
+    const V bound = Lanes::all(0.5 - 0x1p-40);
+    for (std::size_t k = 0; k < n; k += W) {
+        V sum = Lanes::mul(Lanes::load(y + k), Lanes::all(inverses[0]));
+        for (std::size_t i = 1; i < count; ++i) sum = Lanes::fma(Lanes::load(y + i * stride + k), Lanes::all(inverses[i]), sum);
+        const V whole = Lanes::round(sum);
+        if (count == 1)
+            Lanes::store(y + k, Lanes::fnma(whole, Lanes::all(moduli[0]), Lanes::load(y + k)));
+        else
+            Lanes::store(u + k, whole);
+        const unsigned mask = Lanes::beyond(Lanes::sub(sum, whole), bound);
+        for (unsigned lane = 0; mask >> lane; ++lane)
+            if (mask >> lane & 1) doubtful[found++] = static_cast<std::uint32_t>(k + lane);
+    }
+    return found;
+}
+
+}  // namespace
+}  // namespace kernels
