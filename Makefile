@@ -39,7 +39,7 @@ sanitize: install
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	    bin/python -m pytest -q --rootdir=$(CURDIR) -p no:cacheprovider $(CURDIR)/tests/test_backends.py -k "$(SMALL_SETS)"
-SMALL_SETS := not large_ring and not 14 and not triples and not quadruples and not nine_products and not 50_bits and not 40_and_60 and not widest
+SMALL_SETS := not large_ring and not triples and not quadruples and not nine_products and not 50_bits and not 40_and_60 and not widest
 
 serve: install
 	$(BIN)/he-serve serve --models $(MODELS)
