@@ -1,21 +1,18 @@
-"""Expanded evaluation keys on the server's own disk: validated once, then mapped into every worker without a copy.
+"""Expanded evaluation keys on the server's own disk: validated once, then mapped into every worker.
 
-The file is safetensors too (one uint64 tensor [digit][2][row][N] per key, no seeds), but it is written and mapped here, not by the
-library, because a key set need not fit in memory while it is written, and a mapping must not copy. Only this server writes such files.
+One uint64 array [digit][2][row][N] per key, no seeds.
 """
 
 from __future__ import annotations
 
-import json
-import struct
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from ckks.errors import FormatError
+from ckks.mapped import map_arrays, write_arrays
 from ckks.parameters import Parameters
-from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey
+from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey, Residues
 from ckks.wire import KeyFile
 
 
@@ -28,35 +25,28 @@ def expand_keys(
 ) -> None:
     """Check an uploaded key file completely and write its expanded form. Raises FormatError; `target` then holds nothing of use."""
     uploaded = KeyFile(source, parameters, needs)
-    header: dict[str, object] = {"__metadata__": {"kind": "expanded keys", "parameters": parameters.digest}}
-    end = 0
-    for name, level in uploaded.names.items():
-        shape = [len(parameters.digits(level)), 2, len(parameters.extended_rows(level)), parameters.degree]
-        start, end = end, end + 8 * int(np.prod(shape))
-        header[name] = {"dtype": "U64", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 64)  # rows stay aligned for vector loads
-    with target.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for i, name in enumerate(uploaded.names):
-            file.write(uploaded.read(name).data)
-            if progress is not None:
-                progress(i + 1, len(uploaded.names))
+    shapes = {
+        name: (len(parameters.digits(level)), 2, len(parameters.extended_rows(level)), parameters.degree)
+        for name, level in uploaded.names.items()
+    }
+    done = itertools.count(1)
+
+    def make(name: str) -> Residues:
+        key = uploaded.read(name)
+        if progress is not None:
+            progress(next(done), len(shapes))
+        return key
+
+    write_arrays(target, {"kind": "expanded keys", "parameters": parameters.digest}, shapes, make)
 
 
 def map_keys(path: Path, parameters: Parameters) -> EvaluationKeys:
-    """Map an expanded key file, read-only: pages are shared by all processes that map it. Raises FormatError for another's file."""
-    mapped = np.memmap(path, np.uint8, mode="r")
-    base = 8 + int(mapped[:8].view("<u8")[0])
-    header = json.loads(bytes(mapped[8:base]))
-    if header.pop("__metadata__")["parameters"] != parameters.digest:
+    """Map an expanded key file, read-only. Raises FormatError for another parameter set's file."""
+    metadata, arrays = map_arrays(path)
+    if metadata["parameters"] != parameters.digest:
         raise FormatError(f"{path.name}: expanded for other parameters")
-    keys: dict[str, KeySwitchKey] = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        residues = mapped[base + start : base + end].view(np.uint64).reshape(entry["shape"])
-        level = entry["shape"][2] - len(parameters.special_primes) - 1
-        keys[name] = KeySwitchKey(residues, level)
+    specials = len(parameters.special_primes)
+    keys = {name: KeySwitchKey(a, a.shape[2] - specials - 1) for name, a in arrays.items()}
     galois = {
         int(name.removeprefix("galois-")): key for name, key in keys.items() if name.startswith("galois-")
     }

@@ -129,6 +129,7 @@ class Executor:
             "backend": self._settings.backend,
             "threads": self._settings.threads,
             "mapped_keys": self._settings.mapped_keys,
+            "encoded": str(self._settings.encoded),
         }
         process.stdin.write(frames.dump(config))
         return process

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ckks.encoded import encoded_file
 from ckks.wire import ciphertext_limit, key_file_size
 from he_serve import bodies
 from he_serve.executor import Executor, Result
@@ -50,6 +51,7 @@ class Server:
 
     async def start(self) -> None:
         """Start the workers and take up validations that a restart interrupted."""
+        self._tidy_encoded()
         await self.executor.start()
         for record in self.keys.records():
             if record.state == "validating":
@@ -62,6 +64,15 @@ class Server:
         await asyncio.gather(*self._validations, return_exceptions=True)
         await self.executor.stop()
         self.keys.close()
+
+    def _tidy_encoded(self) -> None:
+        """Remove the encoded weights of models that are no longer deployed."""
+        folder = self.settings.encoded
+        folder.mkdir(exist_ok=True)
+        kept = {encoded_file(folder, m.bundle).stem for m in self.models.values()}
+        for path in folder.iterdir():
+            if path.stem not in kept:
+                path.unlink()
 
     def model(self, name: str) -> Deployed:
         """A deployed model. Raises RequestError 404."""

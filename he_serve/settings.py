@@ -38,6 +38,11 @@ class Settings:
     key_store_bytes: int = 64 * GIB
     drain: float = 0.5
 
+    @property
+    def encoded(self) -> Path:
+        """Folder of encoded weights, made from the models and shared by the workers."""
+        return self.state / "encoded"
+
     def __post_init__(self) -> None:
         if not self.models.is_dir():
             raise InputError(

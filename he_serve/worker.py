@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 from ckks.backends import Backend, make_backend
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction
-from ckks.encoded import EncodedWeights
+from ckks.encoded import EncodedWeights, encoded_file
 from ckks.errors import HeError, InputError
 from ckks.evaluator import CkksEvaluator
 from ckks.expanded import map_keys
@@ -67,8 +68,13 @@ class MappedKeys:
         return self._maps[path]
 
 
-def load_models(paths: list[str], backend_name: str, threads: int) -> dict[str, Loaded]:
-    """Load and encode every model; models of equal parameters share a backend."""
+def load_models(
+    paths: list[str], backend_name: str, threads: int, encoded: Path | None = None
+) -> dict[str, Loaded]:
+    """Load and encode every model; models of equal parameters share a backend.
+
+    encoded: a folder through which processes share encoded weights; without one they are this process's own.
+    """
     backends: dict[str, Backend] = {}
     models: dict[str, Loaded] = {}
     for path in paths:
@@ -78,7 +84,18 @@ def load_models(paths: list[str], backend_name: str, threads: int) -> dict[str, 
             backends[p.digest] = make_backend(p, backend_name, threads)
         backend = backends[p.digest]
         weights = EncodedWeights(backend, model.weights)
-        weights.prepare(model.circuit)
+        start = time.perf_counter()
+        if encoded is None:
+            weights.prepare(model.circuit)
+        else:
+            weights.prepare_shared(model.circuit, encoded_file(encoded, model.bundle))
+        _log.info(
+            "%s: %.0f MB of encoded weights in %.2f s; peak memory %.0f MB",
+            model.bundle.name,
+            weights.nbytes / 1e6,
+            time.perf_counter() - start,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        )
         models[model.bundle.name] = Loaded(model.bundle, model.circuit, p, backend, weights)
     return models
 
@@ -112,7 +129,7 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
         return True
 
     config, _ = frames.read(source)
-    models = load_models(config["models"], config["backend"], config["threads"])
+    models = load_models(config["models"], config["backend"], config["threads"], Path(config["encoded"]))
     mapped = MappedKeys(config["mapped_keys"])
     send({"status": "ready"})
     while True:
