@@ -29,7 +29,7 @@ from bench import _common as common
 from bench._plot import plot_phases
 from ckks.bundle import Bundle
 from ckks.cleartext import CleartextEvaluator
-from ckks.errors import HeError
+from ckks.errors import HeError, RemoteError
 from ckks.expanded import expand_keys, map_keys
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel, save_model
@@ -45,6 +45,7 @@ from keys import SecretKey
 
 MODELS = ("lesion", "fashion", "digits")
 MAX_PAIRS, BUDGET_S = 9, 40.0
+WORKER_START_S = 60.0
 OTHER = "ONNX Runtime, CPU, float32, not encrypted"
 
 T = TypeVar("T")
@@ -164,6 +165,7 @@ def _make_client(bundle: Bundle, uploaded: Path) -> Client:
 async def _throughput(name: str, folder: Path, keys: Path, requests: list[bytes], workers: int) -> float:
     """Answers per second of the server's executor: one single-threaded worker per core, all busy, warmed up."""
     settings = Settings(models=folder, state=folder, workers=workers, threads=1, queue=4 * workers)
+    settings.encoded.mkdir()
     executor = Executor(settings, [folder / f"{name}.hem"])
 
     async def burst(count: int) -> None:
@@ -173,7 +175,10 @@ async def _throughput(name: str, folder: Path, keys: Path, requests: list[bytes]
 
     await executor.start()
     try:
+        give_up = perf_counter() + WORKER_START_S
         while executor.ready_workers < workers:
+            if perf_counter() > give_up:
+                raise RemoteError(f"the workers for {name} do not start; their own messages say why")
             await asyncio.sleep(0.05)
         await burst(workers)
         start = perf_counter()
@@ -240,7 +245,7 @@ def _print(rows: list[common.Row], threads: int) -> None:
 
 
 def main() -> int:
-    """Run the suite; 1 if a comparison was refused."""
+    """Run the suite; 1 if a comparison was refused or could not be made."""
     parser = argparse.ArgumentParser(prog="python -m bench.plaintext", description=__doc__)
     parser.add_argument(
         "--json",
@@ -271,7 +276,7 @@ def main() -> int:
                     say = lambda phase, name=name: status.update(f"{name}: {phase}")  # noqa: E731
                     rows.append(measure(name, Path(folder), arguments.threads, say))
     except (common.UnfairComparisonError, HeError) as error:
-        print(f"refused: {error}", file=sys.stderr)
+        print(f"no result: {error}", file=sys.stderr)
         return 1
     content = common.report(rows, arguments.threads)
     # Load of the machine before we add ours: well above 0 means that somebody else's work is in these times.
