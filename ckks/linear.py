@@ -7,14 +7,14 @@ by P ends the transform. Everything modulo Q*P stands for P times the value of i
 
 from __future__ import annotations
 
-from functools import reduce
-
 import numpy as np
 
 from ckks.backends import Backend
 from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
 from ckks.types import Ciphertext, EvaluationKeys, Residues
+
+_GIANTS_AT_ONCE = 16  # giant steps share each read of the baby steps; their sums are in memory together
 
 Terms = tuple[tuple[int, int], ...]
 
@@ -39,15 +39,19 @@ def linear_transform(
     steps = [(giant % slots, baby % slots) for giant, baby in terms]
     diagonals = weights.diagonals(weight, level, weight_scale, tuple(giant for giant, _ in steps))
     babies = rotations_times_p(backend, keys, a, {baby for _, baby in steps})
-
-    def giant_step(giant: int) -> Residues:
-        chosen = [i for i, step in enumerate(steps) if step[0] == giant]
-        rotated = [babies[steps[i][1]] for i in chosen]
-        inner = backend.multiply_sum(rotated, [diagonals[i] for i in chosen], rows)
-        return _rotate_giant(backend, keys, inner, level, giant) if giant else inner
-
+    place = {baby: i for i, baby in enumerate(babies)}
     giants = sorted({giant for giant, _ in steps})
-    total = reduce(lambda x, y: backend.add(x, y, rows), map(giant_step, giants))
+    total = None
+    for first in range(0, len(giants), _GIANTS_AT_ONCE):
+        some = giants[first : first + _GIANTS_AT_ONCE]
+        sums = [
+            [(place[baby], diagonals[i]) for i, (giant, baby) in enumerate(steps) if giant == wanted]
+            for wanted in some
+        ]
+        for giant, inner in zip(some, backend.multiply_sums([*babies.values()], sums, rows), strict=True):
+            turned = _rotate_giant(backend, keys, inner, level, giant) if giant else inner
+            total = turned if total is None else backend.add(total, turned, rows)
+    assert total is not None  # there is at least one term
     return Ciphertext(backend.mod_down(total, level), level, a.scale * weight_scale)
 
 

@@ -137,7 +137,7 @@ def test_element_wise(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
 @pytest.mark.parametrize("name", SMALL)
-def test_multiply_sum(name: str, count: int) -> None:
+def test_multiply_sums(name: str, count: int) -> None:
     p = parameters(name)
     rows = p.extended_rows(p.max_level)
     for kind in ("random", "largest"):
@@ -145,13 +145,10 @@ def test_multiply_sum(name: str, count: int) -> None:
         plains = [residues(p, rows, kind=kind, seed=100 + i) for i in range(count)]
         for repeat in (1, 2, 4, 8, p.degree):
             kept = [np.ascontiguousarray(x[:, ::repeat]) for x in plains]
-            result = everywhere(name, "multiply_sum", terms, kept, rows)
-        constants = plains[0][:, 0]
-        assert_same(
-            everywhere(name, "multiply_scalars", terms[0], constants, rows),
-            everywhere(name, "multiply_sum", terms[:1], kept[:1], rows),
-        )
-    assert result.shape == (2, len(rows), p.degree)
+            sums = [list(enumerate(kept)), [(count // 2, kept[0])], [(0, x) for x in kept]]
+            result = everywhere(name, "multiply_sums", terms, sums, rows)
+        product = everywhere(name, "multiply_scalars", terms[count // 2], plains[0][:, 0].copy(), rows)
+        assert_same(result[1], product)
 
 
 def elements(p: Parameters) -> tuple[int, ...]:
@@ -383,7 +380,7 @@ def test_wrong_arrays_raise() -> None:
     p = cpu.parameters
     n, level = p.degree, p.max_level
     good, rows = residues(p, p.data_rows(level)), p.data_rows(level)
-    wide = residues(p, p.extended_rows(level), 2)
+    wide, pair = residues(p, p.extended_rows(level), 2), residues(p, rows, 2)
     digits = cpu.decompose(good, level)
     key = KeySwitchKey(residues(p, p.extended_rows(level), len(digits), 2), level)
     calls: list[Callable[[], Residues]] = [
@@ -401,11 +398,14 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.subtract(wide[:, : level + 1], residues(p, rows, 3), rows),
         lambda: cpu.multiply_scalars(good, np.ones(2, np.uint64), rows),
         lambda: cpu.multiply_scalars(good, np.full(len(rows), 2**64 - 1, np.uint64), rows),
-        lambda: cpu.multiply_sum([], [], rows),
-        lambda: cpu.multiply_sum([wide], [], rows),
-        lambda: cpu.multiply_sum([good], [good], rows),
-        lambda: cpu.multiply_sum([wide[:, : level + 1]], [good[:, :3]], rows),
-        lambda: cpu.multiply_sum([wide[:, : level + 1]] * 2, [good, good[:, ::2]], rows),
+        lambda: cpu.multiply_sums([], [], rows),
+        lambda: cpu.multiply_sums([pair], [[]], rows),
+        lambda: cpu.multiply_sums([pair], [[(1, good)]], rows),
+        lambda: cpu.multiply_sums([pair], [[(-1, good)]], rows),
+        lambda: cpu.multiply_sums([good], [[(0, good)]], rows),
+        lambda: cpu.multiply_sums([pair], [[(0, good[:, :3])]], rows),
+        lambda: cpu.multiply_sums([pair], [[(0, np.uint64(1))]], rows),  # type: ignore[list-item]
+        lambda: cpu.multiply_sums([pair], [[(0, good)], [(0, good[:, ::2])]], rows),
         lambda: cpu.tensor(good, good, rows),
         lambda: cpu.automorphism(good, 2),
         lambda: cpu.automorphism(good[:, :-1], 3),

@@ -168,7 +168,8 @@ def test_element_wise_functions(parameters: Parameters) -> None:
     assert same(b.multiply(x, y, rows), X * Y) and same(b.multiply(x, y[0], rows), X * Y[0])
     assert same(b.multiply_scalars(x, scalars, rows), X * scalars[:, None].astype(object))
     assert same(b.tensor(x, y, rows), np.stack([X[0] * Y[0], X[0] * Y[1] + X[1] * Y[0], X[1] * Y[1]]))
-    assert same(b.multiply_sum([x, y, z], [y[1], z[0], x[0]], rows), X * Y[1] + Y * Z[0] + Z * X[0])
+    sums = b.multiply_sums([x, y, z], [[(0, y[1]), (1, z[0]), (2, x[0])], [(2, x[1])]], rows)
+    assert same(sums, np.stack([X * Y[1] + Y * Z[0] + Z * X[0], Z * X[1]]))
 
 
 def with_ties(values: Residues, source: tuple[int, ...], parameters: Parameters) -> list[int]:

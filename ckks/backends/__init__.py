@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ckks.errors import ParameterError
@@ -39,10 +40,12 @@ class Backend(Protocol):
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         """a times one residue per row: scalars [row]."""
 
-    def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
-        """sum_i terms[i] * plains[i], terms[i] [2][row][N]: the inner loop of a linear transform.
+    def multiply_sums(
+        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+    ) -> Residues:
+        """Each sum over its (i, plain) of terms[i] * plain, terms[i] [2][row][N] -> [sum][2][row][N]: the inner loop of a linear transform.
 
-        plains[i] [row][N/s], all of one s, a power of two: each value stands for s positions in a row.
+        All plains are [row][N/s] for one s, a power of two: each value stands for s positions in a row.
         """
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:

@@ -6,13 +6,13 @@ as 64-bit integers.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ckks.backends import Rows
 from ckks.errors import EvaluationError, ParameterError
-from ckks.kernels._cpu import Engine, instruction_sets
+from ckks.kernels._cpu import Engine, empty, instruction_sets
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
 from ckks.types import KeySwitchKey, Residues
@@ -49,30 +49,30 @@ class CpuBackend:
         )
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
-        x, out = self._polynomials(x, rows), _empty(x.shape)
+        x, out = self._polynomials(x, rows), empty(x.shape)
         self._engine.forward(x, out, rows)
         return out
 
     def inverse(self, x: Residues, rows: Rows) -> Residues:
-        x, out = self._polynomials(x, rows), _empty(x.shape)
+        x, out = self._polynomials(x, rows), empty(x.shape)
         self._engine.inverse(x, out, rows)
         return out
 
     def add(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         a, b = self._operands(a, b, rows)
-        out = _empty(a.shape)
+        out = empty(a.shape)
         self._engine.add(a, b, out, rows)
         return out
 
     def subtract(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         a, b = self._operands(a, b, rows)
-        out = _empty(a.shape)
+        out = empty(a.shape)
         self._engine.subtract(a, b, out, rows)
         return out
 
     def multiply(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         a, b = self._operands(a, b, rows)
-        out = _empty(a.shape)
+        out = empty(a.shape)
         self._engine.multiply(a, b, out, rows)
         return out
 
@@ -81,44 +81,44 @@ class CpuBackend:
         scalars = _array(scalars, (len(rows),))
         if any(int(w) >= self.parameters.moduli[r] for w, r in zip(scalars, rows, strict=True)):
             raise EvaluationError("a scalar is not reduced modulo the prime of its row")
-        out = _empty(a.shape)
+        out = empty(a.shape)
         self._engine.multiply_scalars(a, scalars, out, rows)
         return out
 
-    def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
-        if not terms or len(terms) != len(plains):
-            raise EvaluationError(
-                f"a sum needs as many plaintexts as terms, got {len(plains)} and {len(terms)}"
-            )
+    def multiply_sums(
+        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+    ) -> Residues:
         self._require_rows(rows)
-        n = self.parameters.degree
-        kept = plains[0].shape[-1] if isinstance(plains[0], np.ndarray) and plains[0].ndim else 0
-        if kept == 0 or n % kept:
+        n, chosen = self.parameters.degree, [[i for i, _ in one] for one in sums]
+        if not sums or not all(chosen) or any(not 0 <= i < len(terms) for one in chosen for i in one):
+            raise EvaluationError("every sum needs a plaintext, and every plaintext one of the terms")
+        shape = (2, len(rows), n)
+        terms = [_array(t, shape) for t in terms]
+        kept = np.shape(sums[0][0][1])[-1:]
+        if kept == () or kept == (0,) or n % kept[0]:
             raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {kept}")
-        out = _empty((2, len(rows), n))
-        shape = (len(rows), kept)
-        self._engine.multiply_sum(
-            [_array(t, out.shape) for t in terms], [_array(p, shape) for p in plains], out, rows
-        )
+        plains = [[_array(p, (len(rows), *kept)) for _, p in one] for one in sums]
+        out = empty((len(sums), *shape))
+        self._engine.multiply_sums(terms, chosen, plains, out, rows)
         return out
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         self._require_rows(rows)
         shape = (len(rows), self.parameters.degree)
-        out = _empty((3, *shape))
+        out = empty((3, *shape))
         self._engine.tensor(_array(a, (2, *shape)), _array(b, (2, *shape)), out, rows)
         return out
 
     def automorphism(self, x: Residues, element: int) -> Residues:
         x = _array(x, (..., self.parameters.degree))
-        out = _empty(x.shape)
+        out = empty(x.shape)
         self._engine.automorphism(x, out, self._element(element))
         return out
 
     def decompose(self, x: Residues, level: int) -> Residues:
         n, rows = self.parameters.degree, len(self._extended_rows(level))
         x = _array(x, (level + 1, n))
-        out = _empty((len(self.parameters.digits(level)), rows, n))
+        out = empty((len(self.parameters.digits(level)), rows, n))
         self._engine.decompose(x, out, level)
         return out
 
@@ -140,14 +140,14 @@ class CpuBackend:
             moved = _array(moved, (..., n))
             if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, rows):
                 raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
-        out = _empty((2, rows, n))
+        out = empty((2, rows, n))
         self._engine.key_product(digits, array, moved, out, level, key.level, self._element(element))
         return out
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         n = self.parameters.degree
         x = _array(x, (..., len(self._extended_rows(level)), n))
-        out = _empty((*x.shape[:-2], level + 1, n))
+        out = empty((*x.shape[:-2], level + 1, n))
         self._engine.mod_down(x, out, level)
         return out
 
@@ -157,7 +157,7 @@ class CpuBackend:
         if level == 0:
             raise EvaluationError("a ciphertext at level 0 cannot be rescaled; compile with one more level")
         x = _array(x, (..., level + 1, n))
-        out = _empty((*x.shape[:-2], level, n))
+        out = empty((*x.shape[:-2], level, n))
         self._engine.rescale(x, out, level)
         return out
 
@@ -184,14 +184,6 @@ class CpuBackend:
         if b.ndim > a.ndim or a.shape[a.ndim - b.ndim :] != b.shape:
             raise EvaluationError(f"the shape {b.shape} is not the end of the shape {a.shape}")
         return a, b
-
-
-def _empty(shape: tuple[int, ...]) -> Residues:
-    """An array that starts on a cache line, as NumPy's own need not: wide loads that cross one cost twice."""
-    size = math.prod(shape)
-    raw = np.empty(size + 7, dtype=np.uint64)
-    start = -raw.__array_interface__["data"][0] % 64 // 8
-    return raw[start : start + size].reshape(shape)
 
 
 def _array(x: Residues, shape: tuple[object, ...]) -> Residues:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -43,13 +44,15 @@ class ReferenceBackend:
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         return _by_row([modular.multiply(a[..., i, :], scalars[i], q) for i, q in self._moduli(rows)])
 
-    def multiply_sum(self, terms: list[Residues], plains: list[Residues], rows: Rows) -> Residues:
-        repeats = self.parameters.degree // plains[0].shape[-1]
-        total = np.zeros_like(terms[0])
-        for term, plain in zip(terms, plains, strict=True):
-            whole = np.repeat(plain, repeats, axis=-1)
-            total = self.add(total, self.multiply(term, whole, rows), rows)
-        return total
+    def multiply_sums(
+        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+    ) -> Residues:
+        totals = np.zeros((len(sums), *terms[0].shape), dtype=np.uint64)
+        for k, products in enumerate(sums):
+            for i, plain in products:
+                whole = np.repeat(plain, self.parameters.degree // plain.shape[-1], axis=-1)
+                totals[k] = self.add(totals[k], self.multiply(terms[i], whole, rows), rows)
+        return totals
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         cross = self.add(self.multiply(a[0], b[1], rows), self.multiply(a[1], b[0], rows), rows)

@@ -5,6 +5,9 @@ from ckks.types import Residues
 def instruction_sets() -> list[str]:
     """What this machine can run, best first: of "avx512", "avx2" and "portable"."""
 
+def empty(shape: Sequence[int]) -> Residues:
+    """An uninitialised array that starts on a cache line; its memory is kept for the next one."""
+
 class Engine:
     """The compiled functions of ckks.backends.cpu; every result is written to `out`."""
 
@@ -26,8 +29,13 @@ class Engine:
     def multiply_scalars(
         self, a: Residues, scalars: Residues, out: Residues, rows: Sequence[int]
     ) -> None: ...
-    def multiply_sum(
-        self, terms: list[Residues], plains: list[Residues], out: Residues, rows: Sequence[int]
+    def multiply_sums(
+        self,
+        terms: list[Residues],
+        chosen: list[list[int]],
+        plains: list[list[Residues]],
+        out: Residues,
+        rows: Sequence[int],
     ) -> None: ...
     def tensor(self, a: Residues, b: Residues, out: Residues, rows: Sequence[int]) -> None: ...
     def automorphism(self, x: Residues, out: Residues, element: int) -> None: ...

@@ -27,7 +27,7 @@ bool less(const Words& a, const Words& b) {  // of equal length
 }  // namespace
 
 Basis::Basis(const std::vector<Row>& rows, std::vector<std::size_t> source, std::size_t degree, const VectorKernels* kernels)
-    : rows_(&rows), source_(std::move(source)), degree_(degree), kernels_(kernels), inverse_product_(rows.size(), 0) {
+    : rows_(&rows), source_(std::move(source)), degree_(degree), stride_(degree + kPadding), kernels_(kernels), inverse_product_(rows.size(), 0) {
     const std::size_t count = source_.size();
     const auto modulus = [&](std::size_t i) -> const Modulus& { return rows[source_[i]].modulus(); };
     const auto product_without = [&](const Modulus& m, std::size_t skip) {
@@ -79,7 +79,7 @@ VectorConversion Basis::conversion(std::size_t row) const {
 
 void Basis::load(std::size_t i, const u64* x, u64* scratch) const {
     const Row& row = (*rows_)[source_[i]];
-    u64* const y = scratch + i * degree_;
+    u64* const y = scratch + i * stride_;
     if (kernels_) {
         kernels_->inverse_scaled(row.vector().prime(), vector_.scales[i].factors, x, reinterpret_cast<double*>(y));
     } else {
@@ -93,8 +93,8 @@ void Basis::settle(u64* scratch, std::size_t start, std::size_t n) const {
     double* const y = reinterpret_cast<double*>(scratch);
     std::vector<std::uint32_t> doubtful(n);
     const std::size_t count = source_.size();
-    const std::size_t found = kernels_->overflow(y + start, degree_, vector_.inverses.data(), vector_.moduli.data(), count,
-                                                 y + count * degree_ + start, n, doubtful.data());
+    const std::size_t found = kernels_->overflow(y + start, stride_, vector_.inverses.data(), vector_.moduli.data(), count,
+                                                 y + count * stride_ + start, n, doubtful.data());
     for (std::size_t i = 0; i < found; ++i) settle_exactly(y, start + doubtful[i]);
 }
 
@@ -102,16 +102,16 @@ void Basis::settle(u64* scratch, std::size_t start, std::size_t n) const {
 // than 2, cutting the product less than 1. The sum is settled unless it lies that close below a half; then words decide.
 void Basis::settle_integers(u64* scratch, std::size_t start, std::size_t n) const {
     const std::size_t count = source_.size();
-    u64* const u = scratch + count * degree_;
+    u64* const u = scratch + count * stride_;
     const u64 doubtful = -static_cast<u64>(3 * count);
     for (std::size_t k = start; k < start + n; ++k) {
         u128 sum = u128(1) << 63;
         for (std::size_t i = 0; i < count; ++i) {
             const Modulus& m = (*rows_)[source_[i]].modulus();
-            sum += (u128(scratch[i * degree_ + k]) * m.inverse) >> (m.bits - 1);
+            sum += (u128(scratch[i * stride_ + k]) * m.inverse) >> (m.bits - 1);
         }
         u[k] = static_cast<u64>(sum >> 64);
-        if (static_cast<u64>(sum) >= doubtful && rounds_up(scratch + k, degree_, u[k])) ++u[k];
+        if (static_cast<u64>(sum) >= doubtful && rounds_up(scratch + k, stride_, u[k])) ++u[k];
     }
 }
 
@@ -130,7 +130,7 @@ void Basis::settle_exactly(double* scratch, std::size_t k) const {
     std::vector<u64> y(count);
     double sum = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        double& part = scratch[i * degree_ + k];
+        double& part = scratch[i * stride_ + k];
         const double q = vector_.moduli[i];
         if (!(std::abs(part) < 2 * q)) part = 0;  // only from residues that were out of range
         part -= std::floor(part / q) * q;
@@ -142,7 +142,7 @@ void Basis::settle_exactly(double* scratch, std::size_t k) const {
     if (count == 1)
         scratch[k] -= u * vector_.moduli[0];
     else
-        scratch[count * degree_ + k] = u;
+        scratch[count * stride_ + k] = u;
 }
 
 // In [0, q).
@@ -151,7 +151,7 @@ void Basis::convert_integers(const u64* scratch, u64* out, std::size_t row) cons
     const u64* constants = &constants_[row * (count + 1)];
     for (std::size_t start = 0; start < degree_; start += Accumulator::kBlock) {
         Accumulator sums((*rows_)[row].modulus(), std::min(degree_ - start, Accumulator::kBlock));
-        for (std::size_t i = 0; i <= count; ++i) sums.add_scaled(scratch + i * degree_ + start, constants[i]);
+        for (std::size_t i = 0; i <= count; ++i) sums.add_scaled(scratch + i * stride_ + start, constants[i]);
         sums.store_lazy(out + start);
     }
     (*rows_)[row].forward(out, out);
@@ -159,14 +159,14 @@ void Basis::convert_integers(const u64* scratch, u64* out, std::size_t row) cons
 
 void Basis::convert(const u64* scratch, u64* out, std::size_t row) const {
     if (!kernels_) return convert_integers(scratch, out, row);
-    kernels_->convert_forward((*rows_)[row].vector().prime(), conversion(row), reinterpret_cast<const double*>(scratch), degree_, out);
+    kernels_->convert_forward((*rows_)[row].vector().prime(), conversion(row), reinterpret_cast<const double*>(scratch), stride_, out);
 }
 
 void Basis::divide(const u64* scratch, const u64* x, u64* out, std::size_t row) const {
     const Row& target = (*rows_)[row];
     if (kernels_)
         return kernels_->convert_divide(target.vector().prime(), conversion(row), vector_.inverse_product[row],
-                                        reinterpret_cast<const double*>(scratch), degree_, x, out);
+                                        reinterpret_cast<const double*>(scratch), stride_, x, out);
     convert_integers(scratch, out, row);
     target.subtract(x, out, out, degree_);
     target.scale(inverse_product_[row], out, out, degree_);

@@ -10,7 +10,7 @@ namespace kernels {
 // Sources q_1..q_a with product D. With y_i = x_i * (D/q_i)^-1 mod q_i and u = round(sum_i y_i/q_i), the representative of x in
 // (-D/2, D/2] is sum_i y_i * (D/q_i) - u*D (Halevi, Polyakov and Shoup 2019, section 2.2). D is odd, so there are no ties.
 //
-// Scratch is [a+1][N]: y_1..y_a and u, filled by `load` for each source, then by `settle`. It holds doubles if every row of the
+// Scratch is [a+1][N + padding]: y_1..y_a and u, filled by `load` for each source, then by `settle`. It holds doubles if every row of the
 // parameter set is on lanes, else integers.
 class Basis {
 public:
@@ -18,7 +18,7 @@ public:
     Basis(const std::vector<Row>& rows, std::vector<std::size_t> source, std::size_t degree, const VectorKernels* kernels);
 
     const std::vector<std::size_t>& source() const { return source_; }
-    std::size_t scratch_size() const { return (source_.size() + 1) * degree_; }
+    static std::size_t scratch_size(std::size_t count, std::size_t degree) { return (count + 1) * (degree + kPadding); }
 
     // x: source i in NTT domain.
     void load(std::size_t i, const u64* x, u64* scratch) const;
@@ -37,6 +37,9 @@ private:
         std::vector<VectorFactor> inverse_product;  // [row]
     };
 
+    // Rows a power of two apart would meet in the same few places of a cache.
+    static constexpr std::size_t kPadding = 64;
+
     void settle_integers(u64* scratch, std::size_t start, std::size_t n) const;
     void settle_exactly(double* scratch, std::size_t k) const;
     bool rounds_up(const u64* y, std::size_t stride, u64 lower) const;
@@ -45,7 +48,7 @@ private:
 
     const std::vector<Row>* rows_;
     std::vector<std::size_t> source_;
-    std::size_t degree_;
+    std::size_t degree_, stride_;
     const VectorKernels* kernels_;     // null where scratch holds integers
     std::vector<u64> to_y_;            // (D/q_i)^-1 mod q_i
     std::vector<u64> constants_;       // [row][a+1]: D/q_i modulo the row's prime, then -D

@@ -90,15 +90,21 @@ void Engine::multiply_scalars(const u64* a, const u64* scalars, u64* out, std::s
     });
 }
 
-void Engine::multiply_sum(const std::vector<const u64*>& terms, const std::vector<const u64*>& plains, unsigned log_repeat, u64* out,
-                          const Rows& rows) {
+void Engine::multiply_sums(const std::vector<const u64*>& terms, const std::vector<std::vector<std::size_t>>& chosen,
+                           const std::vector<std::vector<const u64*>>& plains, unsigned log_repeat, u64* out, const Rows& rows) {
     const std::size_t tiles = degree_ / kTile, size = rows.size() * degree_;
     pool_.run(rows.size() * tiles, [&](std::size_t task) {
-        const std::size_t i = task / tiles, at = i * degree_;
-        std::vector<PairTerm> pairs;
-        for (std::size_t j = 0; j < terms.size(); ++j)
-            pairs.push_back({plains[j] + (at >> log_repeat), terms[j] + at, terms[j] + size + at});
-        rows_[rows[i]].pair_sum({.terms = pairs, .log_repeat = log_repeat}, out + at, out + size + at, task % tiles * kTile, kTile);
+        const std::size_t at = task / tiles * degree_;
+        std::vector<std::pair<const u64*, const u64*>> pairs;
+        for (const u64* term : terms) pairs.emplace_back(term + at, term + size + at);
+        std::vector<std::vector<const u64*>> row_plains = plains;
+        std::vector<PlainSum> sums;
+        for (std::size_t s = 0; s < plains.size(); ++s) {
+            for (const u64*& plain : row_plains[s]) plain += at >> log_repeat;
+            u64* const first = out + 2 * s * size + at;
+            sums.push_back({chosen[s], row_plains[s], first, first + size});
+        }
+        rows_[rows[task / tiles]].plain_sums(pairs, sums, log_repeat, task % tiles * kTile, kTile);
     });
 }
 
@@ -131,7 +137,7 @@ void Engine::automorphism(const u64* x, u64* out, std::size_t row_total, u64 ele
 
 void Engine::decompose(const u64* x, u64* out, std::size_t level) {
     const std::size_t digits = digit_count(level), extended = level + 1 + special_count(), tiles = degree_ / kTile;
-    const std::size_t stride = (digit_limbs_ + 1) * degree_;  // of the digits' scratch
+    const std::size_t stride = Basis::scratch_size(digit_limbs_, degree_);
     const auto basis = [&](std::size_t digit) -> const Basis& {
         return digit_bases_[std::min((digit + 1) * digit_limbs_, level + 1) - 1];
     };
@@ -185,7 +191,7 @@ void Engine::rescale(const u64* x, u64* out, std::size_t polys, std::size_t leve
 
 void Engine::divide(const u64* x, u64* out, std::size_t polys, std::size_t kept, const Basis& basis) {
     const std::size_t dropped = basis.source().size(), rows = kept + dropped, tiles = degree_ / kTile;
-    const std::size_t stride = basis.scratch_size();
+    const std::size_t stride = Basis::scratch_size(dropped, degree_);
     const Buffer<u64> scratch = make_buffer<u64>(polys * stride);
     pool_.run(polys * dropped, [&](std::size_t i) {
         const std::size_t p = i / dropped;

@@ -39,9 +39,10 @@ public:
     void multiply(const u64* a, const u64* b, u64* out, std::size_t polys, std::size_t b_polys, const Rows& rows);
     void multiply_scalars(const u64* a, const u64* scalars, u64* out, std::size_t polys, const Rows& rows);
 
-    // terms[i]: [2][rows][N], plains[i]: [rows][N >> log_repeat], each value standing for 2^log_repeat positions.
-    void multiply_sum(const std::vector<const u64*>& terms, const std::vector<const u64*>& plains, unsigned log_repeat, u64* out,
-                      const Rows& rows);
+    // out: [sums][2][rows][N]. terms[i]: [2][rows][N]; sum s: terms[chosen[s][i]] * plains[s][i] over i, a plain being [rows][N >> log_repeat],
+    // where each value stands for 2^log_repeat positions.
+    void multiply_sums(const std::vector<const u64*>& terms, const std::vector<std::vector<std::size_t>>& chosen,
+                       const std::vector<std::vector<const u64*>>& plains, unsigned log_repeat, u64* out, const Rows& rows);
     void tensor(const u64* a, const u64* b, u64* out, const Rows& rows);
     void automorphism(const u64* x, u64* out, std::size_t row_total, u64 element);
 

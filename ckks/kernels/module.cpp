@@ -22,6 +22,18 @@ namespace {
 using In = nb::ndarray<const u64, nb::c_contig, nb::device::cpu>;  // read-only arrays (memory-mapped keys) included
 using Out = nb::ndarray<u64, nb::c_contig, nb::device::cpu>;
 
+// An uninitialised array whose memory is kept for the next one.
+nb::ndarray<nb::numpy, u64> empty(const std::vector<std::size_t>& shape) {
+    std::size_t size = 1;
+    for (std::size_t axis : shape) size *= axis;
+    struct Block {
+        kernels::Buffer<u64> memory;
+    };
+    Block* const block = new Block{kernels::make_buffer<u64>(size)};
+    const nb::capsule owner(block, [](void* p) noexcept { delete static_cast<Block*>(p); });
+    return nb::ndarray<nb::numpy, u64>(block->memory.get(), shape.size(), shape.data(), owner);
+}
+
 void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
@@ -74,16 +86,23 @@ void multiply_scalars(Engine& engine, const In& a, const In& scalars, const Out&
     engine.multiply_scalars(a.data(), scalars.data(), out.data(), polys, rows);
 }
 
-void multiply_sum(Engine& engine, const std::vector<In>& terms, const std::vector<In>& plains, const Out& out, const Rows& rows) {
+void multiply_sums(Engine& engine, const std::vector<In>& terms, const std::vector<std::vector<std::size_t>>& chosen,
+                   const std::vector<std::vector<In>>& plains, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
-    require(!terms.empty() && terms.size() == plains.size(), "one plaintext per term");
-    require_polys(engine, out, 2, rows.size());
-    const std::size_t size = rows.size() * engine.degree(), kept = plains[0].size();
+    require(!chosen.empty() && chosen.size() == plains.size(), "one list of plaintexts per sum");
+    require_polys(engine, out, 2 * chosen.size(), rows.size());
+    for (const In& term : terms) require_polys(engine, term, 2, rows.size());
+    const std::size_t size = rows.size() * engine.degree(), kept = plains[0].empty() ? 0 : plains[0][0].size();
     require(kept > 0 && size % kept == 0 && kept % rows.size() == 0 && std::has_single_bit(size / kept), "not a period");
-    std::vector<const u64*> x, y;
-    for (const In& term : terms) require_polys(engine, term, 2, rows.size()), x.push_back(term.data());
-    for (const In& plain : plains) require(plain.size() == kept, "plaintexts of different periods"), y.push_back(plain.data());
-    engine.multiply_sum(x, y, std::bit_width(size / kept) - 1, out.data(), rows);
+    std::vector<const u64*> x;
+    std::vector<std::vector<const u64*>> y(plains.size());
+    for (const In& term : terms) x.push_back(term.data());
+    for (std::size_t s = 0; s < chosen.size(); ++s) {
+        require(!chosen[s].empty() && chosen[s].size() == plains[s].size(), "one plaintext per term");
+        for (std::size_t i : chosen[s]) require(i < terms.size(), "no such term");
+        for (const In& plain : plains[s]) require(plain.size() == kept, "plaintexts of different periods"), y[s].push_back(plain.data());
+    }
+    engine.multiply_sums(x, chosen, y, std::bit_width(size / kept) - 1, out.data(), rows);
 }
 
 void tensor(Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
@@ -149,8 +168,9 @@ void rescale(Engine& engine, const In& x, const Out& out, std::size_t level) {
 NB_MODULE(_cpu, m) {
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     const auto a = "a"_a.noconvert(), b = "b"_a.noconvert(), x = "x"_a.noconvert(), out = "out"_a.noconvert();
-    const auto terms = "terms"_a.noconvert(), plains = "plains"_a.noconvert(), scalars = "scalars"_a.noconvert();
+    const auto terms = "terms"_a.noconvert(), scalars = "scalars"_a.noconvert();
     m.def("instruction_sets", &kernels::instruction_sets);
+    m.def("empty", empty, "shape"_a);
     nb::class_<Engine>(m, "Engine")
         .def(nb::init<std::size_t, const std::vector<u64>&, const std::vector<u64>&, std::size_t, std::size_t, std::size_t,
                       const std::string&>(),
@@ -161,7 +181,7 @@ NB_MODULE(_cpu, m) {
         .def("subtract", binary<&Engine::subtract>, a, b, out, "rows"_a, Unlocked())
         .def("multiply", binary<&Engine::multiply>, a, b, out, "rows"_a, Unlocked())
         .def("multiply_scalars", multiply_scalars, a, scalars, out, "rows"_a, Unlocked())
-        .def("multiply_sum", multiply_sum, terms, plains, out, "rows"_a, Unlocked())
+        .def("multiply_sums", multiply_sums, terms, "chosen"_a, "plains"_a.noconvert(), out, "rows"_a, Unlocked())
         .def("tensor", tensor, a, b, out, "rows"_a, Unlocked())
         .def("automorphism", automorphism, x, out, "element"_a, Unlocked())
         .def("decompose", decompose, x, out, "level"_a, Unlocked())

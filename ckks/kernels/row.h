@@ -10,12 +10,19 @@
 
 namespace kernels {
 
+// See PairSum.
 struct PairOperands {
     std::span<const PairTerm> terms;
-    unsigned log_repeat = 0;
     const Permutation* permutation = nullptr;
     const u64 *moved_first = nullptr, *moved_second = nullptr;
     u64 factor = 0;
+};
+
+// One sum of products of terms with plaintexts: terms are named by their number, a plaintext is one row.
+struct PlainSum {
+    std::span<const std::size_t> terms;
+    std::span<const u64* const> plains;
+    u64 *out_first, *out_second;
 };
 
 // Residues in [0, q) on entry and exit. n is a multiple of kVectorBlock.
@@ -35,8 +42,11 @@ public:
     void multiply(const u64* a, const u64* b, u64* out, std::size_t n) const;
     void scale(u64 constant, const u64* a, u64* out, std::size_t n) const;
     void tensor(const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n) const;
-    // See PairSum; positions [start, start+n) of whole rows.
+    // Positions [start, start+n) of whole rows.
     void pair_sum(const PairOperands& s, u64* first, u64* second, std::size_t start, std::size_t n) const;
+    // Several sums over the same terms, (first, second) rows each; each value of a plaintext stands for 2^log_repeat positions.
+    void plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, std::span<const PlainSum> sums, unsigned log_repeat,
+                    std::size_t start, std::size_t n) const;
 
 private:
     std::size_t degree_;

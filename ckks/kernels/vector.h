@@ -54,11 +54,18 @@ struct PairTerm {
     const u64 *shared, *first, *second;
 };
 
+// The same with the pair already as doubles (VectorKernels::stage).
+struct StagedTerm {
+    const u64* shared;
+    const double *first, *second;
+};
+
 // sum_i shared_i * (first_i, second_i) + factor * (moved_first, moved_second).
 // The shared factors may hold each value once for 2^log_repeat positions, or be read through a permutation; then so are the moved
 // polynomials, which may be null (both, or the second).
 struct PairSum {
     const PairTerm* terms;
+    const StagedTerm* staged;  // if not null, in place of `terms`; neither permuted nor moved
     std::size_t count;
     unsigned log_repeat;
     const VectorPermutation* permutation;
@@ -83,6 +90,7 @@ struct VectorKernels {
 
     // Any stretch of kVectorBlock positions or a multiple.
     void (*pair_sum)(const VectorPrime&, const PairSum&, std::size_t start, std::size_t n);
+    void (*stage)(const u64* x, double* out, std::size_t n);
     void (*multiply)(const VectorPrime&, const u64* a, const u64* b, u64* out, std::size_t n);
     void (*scale)(const VectorPrime&, const VectorFactor& factor, const u64* a, u64* out, std::size_t n);
     void (*tensor)(const VectorPrime&, const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n);

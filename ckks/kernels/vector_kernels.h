@@ -109,8 +109,10 @@ void permute(const VectorPermutation& p, const u64* x, u64* out, std::size_t n) 
     }
 }
 
-constexpr VectorKernels kTable = {Lanes::name, W,     forward,  inverse, inverse_scaled, convert_forward, convert_divide, pair_sum,
-                                  multiply,    scale, tensor,   add,     subtract,       permute,         overflow};
+constexpr VectorKernels kTable = {
+    Lanes::name, W,     forward, inverse, inverse_scaled, convert_forward, convert_divide, pair_sum, stage,
+    multiply,    scale, tensor,  add,     subtract,       permute,         overflow,
+};
 
 }  // namespace
 }  // namespace kernels

@@ -22,40 +22,24 @@ struct ToMemory {
 
 // Values enter in B and x0 is reduced. Products of the first stage are in m1 = 1/2 + 3B/32, those of the second in m2 = 1/2 + 3(B + m1)/32
 // at most, and results in 1/2 + m1 + m2, which is in B again for B = 1.93. No sum passes B + m1 < 2.7. What enters in 3 leaves in 2.2.
-struct ForwardPass {
-    const Field& f;
-    V w1, w2, w3, q1, q2, q3;  // quotients too, where they are at hand
-
-    ForwardPass(const Field& field, const VectorFactor* roots, std::size_t block) : f(field) {
-        const Constant a(roots[block]), b(roots[2 * block]), c(roots[2 * block + 1]);
-        w1 = a.value, w2 = b.value, w3 = c.value, q1 = a.quotient, q2 = b.quotient, q3 = c.quotient;
-    }
-    void operator()(V* x) const {
-        x[0] = f.reduce(x[0]);
-        const V high0 = f.multiply(x[2], w1, q1), high1 = f.multiply(x[3], w1, q1);
-        const V a0 = Lanes::add(x[0], high0), a2 = Lanes::sub(x[0], high0);
-        const V a1 = f.multiply(Lanes::add(x[1], high1), w2, q2), a3 = f.multiply(Lanes::sub(x[1], high1), w3, q3);
-        x[0] = Lanes::add(a0, a1), x[1] = Lanes::sub(a0, a1), x[2] = Lanes::add(a2, a3), x[3] = Lanes::sub(a2, a3);
-    }
-};
-
-template <class Load>
-void forward_pass(const Field& f, const VectorFactor* roots, std::size_t block, std::size_t quarter, const Load& load, double* a) {
-    const ForwardPass pass(f, roots, block);
-    for (std::size_t k = 0; k < quarter; k += W) {
-        V x[4] = {load(k), load(k + quarter), load(k + 2 * quarter), load(k + 3 * quarter)};
-        pass(x);
-        for (std::size_t i = 0; i < 4; ++i) Lanes::store(a + k + i * quarter, x[i]);
-    }
-}
-
-// The same two stages with factors that differ between lanes.
 inline void forward_lanes(const Field& f, V* x, V w1, V w2, V w3) {
     x[0] = f.reduce(x[0]);
     const V high0 = f.multiply(x[2], w1), high1 = f.multiply(x[3], w1);
     const V a0 = Lanes::add(x[0], high0), a2 = Lanes::sub(x[0], high0);
     const V a1 = f.multiply(Lanes::add(x[1], high1), w2), a3 = f.multiply(Lanes::sub(x[1], high1), w3);
     x[0] = Lanes::add(a0, a1), x[1] = Lanes::sub(a0, a1), x[2] = Lanes::add(a2, a3), x[3] = Lanes::sub(a2, a3);
+}
+
+// `field` by value here and below: the compiler cannot know that stores leave its members alone.
+template <class Load>
+void forward_pass(const Field f, const VectorFactor* roots, std::size_t block, std::size_t quarter, const Load load, double* a) {
+    const V w1 = Lanes::all(roots[block].value);
+    const V w2 = Lanes::all(roots[2 * block].value), w3 = Lanes::all(roots[2 * block + 1].value);
+    for (std::size_t k = 0; k < quarter; k += W) {
+        V x[4] = {load(k), load(k + quarter), load(k + 2 * quarter), load(k + 3 * quarter)};
+        forward_lanes(f, x, w1, w2, w3);
+        for (std::size_t i = 0; i < 4; ++i) Lanes::store(a + k + i * quarter, x[i]);
+    }
 }
 
 template <class Store>
@@ -134,10 +118,11 @@ inline void inverse_lanes(const Field& f, V* x, V w1, V w2, V w3) {
 inline void inverse_pass(const Field& f, const VectorFactor* roots, std::size_t block, std::size_t quarter, double* a) {
     const V w1 = Lanes::all(roots[block].value);
     const V w2 = Lanes::all(roots[2 * block].value), w3 = Lanes::all(roots[2 * block + 1].value);
+    const Field field = f;
     for (std::size_t k = 0; k < quarter; k += W) {
         V x[4];
         for (std::size_t i = 0; i < 4; ++i) x[i] = Lanes::load(a + k + i * quarter);
-        inverse_lanes(f, x, w1, w2, w3);
+        inverse_lanes(field, x, w1, w2, w3);
         for (std::size_t i = 0; i < 4; ++i) Lanes::store(a + k + i * quarter, x[i]);
     }
 }

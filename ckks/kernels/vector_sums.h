@@ -29,10 +29,12 @@ struct MultiplyAdd {
     }
 };
 
-constexpr std::size_t kLine = 8 / W;  // vectors in 64 bytes: each term is read a cache line at a time
+constexpr std::size_t kLine = 8 / W;   // vectors in 64 bytes: each term is read a cache line at a time
+constexpr std::size_t kAhead = 64;     // positions: a line of every plaintext of a large sum comes from memory, too many streams for a CPU to follow
 
 // How one line of the shared factors, and of moved polynomials, is read.
 struct Direct {
+    static constexpr bool streamed = true;
     std::size_t k;
     Direct(const PairSum&, std::size_t at) : k(at) {}
     V shared(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
@@ -40,6 +42,7 @@ struct Direct {
 };
 
 struct Periodic {
+    static constexpr bool streamed = true;
     std::size_t k;
     unsigned log_repeat;
     Periodic(const PairSum& s, std::size_t at) : k(at), log_repeat(s.log_repeat) {}
@@ -48,6 +51,7 @@ struct Periodic {
 };
 
 struct Permuted {
+    static constexpr bool streamed = false;
     std::size_t at[kLine];
     Lanes::Pattern pattern[kLine];
     Permuted(const PairSum& s, std::size_t k) {
@@ -61,8 +65,11 @@ struct Permuted {
     V moved(const u64* x, std::size_t u) const { return shared(x, u); }
 };
 
-template <class Reader>
-void pair_sum_of(const VectorPrime& p, const PairSum& s, std::size_t start, std::size_t n) {
+V load_pair(const u64* x) { return Lanes::load_integers(x); }
+V load_pair(const double* x) { return Lanes::load(x); }
+
+template <class Reader, class Term>
+void pair_sum_of(const VectorPrime& p, const PairSum& s, const Term* terms, std::size_t start, std::size_t n) {
     const Field f(p);
     const V grid = Lanes::all(p.grid), factor = Lanes::all(s.factor);
     for (std::size_t k = start; k < start + n; k += kLine * W) {
@@ -80,11 +87,12 @@ void pair_sum_of(const VectorPrime& p, const PairSum& s, std::size_t start, std:
         };
         for (std::size_t i = 0; i < s.count; ++i) {
             make_room();
-            const PairTerm& t = s.terms[i];
+            const Term& t = terms[i];
+            if constexpr (Reader::streamed) __builtin_prefetch(t.shared + ((k + kAhead) >> s.log_repeat));
             for (std::size_t u = 0; u < kLine; ++u) {
                 const V x = reader.shared(t.shared, u);
-                first[u].add(x, Lanes::load_integers(t.first + k + u * W));
-                second[u].add(x, Lanes::load_integers(t.second + k + u * W));
+                first[u].add(x, load_pair(t.first + k + u * W));
+                second[u].add(x, load_pair(t.second + k + u * W));
             }
         }
         if (s.moved_first) {
@@ -102,11 +110,17 @@ void pair_sum_of(const VectorPrime& p, const PairSum& s, std::size_t start, std:
 
 void pair_sum(const VectorPrime& p, const PairSum& s, std::size_t start, std::size_t n) {
     if (s.permutation)
-        pair_sum_of<Permuted>(p, s, start, n);
-    else if (s.log_repeat)
-        pair_sum_of<Periodic>(p, s, start, n);
+        pair_sum_of<Permuted>(p, s, s.terms, start, n);
+    else if (s.staged && s.log_repeat)
+        pair_sum_of<Periodic>(p, s, s.staged, start, n);
+    else if (s.staged)
+        pair_sum_of<Direct>(p, s, s.staged, start, n);
     else
-        pair_sum_of<Direct>(p, s, start, n);
+        pair_sum_of<Direct>(p, s, s.terms, start, n);
+}
+
+void stage(const u64* x, double* out, std::size_t n) {
+    for (std::size_t k = 0; k < n; k += W) Lanes::store(out + k, Lanes::load_integers(x + k));
 }
 
 // The value of a conversion at k, in 1/2.

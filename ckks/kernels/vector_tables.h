@@ -1,7 +1,7 @@
 // Constants of one prime for the vector kernels.
 #pragma once
 
-#include "buffer.h"
+#include "memory.h"
 #include "modarith.h"
 #include "vector.h"
 
