@@ -79,7 +79,7 @@ class EncodedWeights:
     def diagonals(self, name: str, level: int, scale: float, giants: tuple[int, ...]) -> Residues:
         """Weight `name` (float64 [diagonals][period]), diagonal i rotated right by giants[i].
 
-        NTT domain over the extended rows of `level`, [diagonal][row][N/s], for Backend.multiply_sum. Raises EvaluationError.
+        NTT domain over the extended rows of `level`, [diagonal][row][N/s], for Backend.multiply_sums. Raises EvaluationError.
         """
         split = hashlib.sha256(repr(giants).encode()).hexdigest()[:16]
         key = f"{name} {level} {scale.hex()} {split}"
