@@ -206,8 +206,8 @@ def _bundle(name: str, graph: Graph, program: Program, compiled: _Compiled) -> B
             level=first.level, scale=first.scale,
         ),
         output=OutputSpec(
-            name=last.name, packing=_slots(result, program.tensors[-1].shape), labels=list(graph.labels),
-            level=last.level, scale=last.scale,
+            name=last.name, packing=_slots(result, graph.nodes[graph.output].shape), labels=list(graph.labels),
+            level=last.level, scale=last.scale, post=graph.post,
         ),
         relinearisation_level=needs.relinearisation,
         rotations=[RotationKey(steps=s, level=level) for s, level in needs.rotations.items()],

@@ -21,13 +21,13 @@ TENSOR = (3, 6, 6)
 
 OPERATORS: dict[str, tuple[Callable[[ModelBuilder], str], str]] = {
     "Relu": (lambda b: b.node("Relu", "image"), "polynomial activation"),
-    "Sigmoid": (lambda b: b.node("Sigmoid", "image"), "polynomial activation"),
+    "Sigmoid": (lambda b: b.node("Neg", b.node("Sigmoid", "image")), "polynomial activation"),
     "MaxPool": (lambda b: b.node("MaxPool", "image", kernel_shape=[2, 2]), "AveragePool"),
-    "Softmax": (lambda b: b.node("Softmax", b.node("Flatten", "image")), "cut the graph at the logits"),
-    "ArgMax": (
-        lambda b: b.node("Cast", b.node("ArgMax", b.node("Flatten", "image")), to=1),
+    "Softmax": (
+        lambda b: b.node("Neg", b.node("Softmax", b.node("Flatten", "image"))),
         "cut the graph at the logits",
     ),
+    "Cast": (lambda b: b.node("Cast", b.node("Cast", "image", to=7), to=1), "cast to integers"),
     "InstanceNormalization": (
         lambda b: b.node("InstanceNormalization", "image", b.weight(3), b.weight(3)),
         "BatchNormalization",
