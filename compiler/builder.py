@@ -40,8 +40,8 @@ class Builder:
                 raise ModelError("constants must be numbers")
             array = np.asarray(number)
             return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-        if node.op in ("Shape", "Size") and isinstance(inputs[0], int):
-            shape = self.nodes[inputs[0]].shape
+        if node.op in ("Shape", "Size") and inputs[0] is not None:
+            shape = np.shape(inputs[0]) if isinstance(inputs[0], np.ndarray) else self.nodes[inputs[0]].shape
             return np.array(
                 shape[at.get("start", 0) : at.get("end")] if node.op == "Shape" else math.prod(shape),
                 np.int64,

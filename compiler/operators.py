@@ -92,7 +92,7 @@ def _add_node(builder: Builder, node: OnnxNode) -> None:
     if any(name and name not in builder.values for name in node.inputs):
         raise ModelError("an input is missing: nodes must be in order and every initialiser present")
     inputs = [builder.values[name] if name else None for name in node.inputs]
-    if node.attributes.get("broadcast", 0):
+    if node.op in _OLD_BROADCASTING and node.attributes.get("broadcast", 0):
         inputs = [inputs[0], _old_broadcast(builder, node, inputs)]
     result: int | tuple[int, ...] | Constant | None = builder.constant(node, inputs)
     if result is None:
@@ -107,6 +107,9 @@ def _add_node(builder: Builder, node: OnnxNode) -> None:
     for name, value in zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=False):
         if name:
             builder.values[name] = value
+
+
+_OLD_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow")
 
 
 def _old_broadcast(b: Builder, node: OnnxNode, inputs: Inputs) -> Constant:

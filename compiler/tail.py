@@ -57,6 +57,10 @@ def cut_tail(proto: Any, source: str) -> Tail:
     ends = {labels_of.get(name, name) for name in ends if name in encrypted and name not in made}
     if not ends:
         raise ModelError(f"no output depends on the input {source!r}")
+    if classifier and ends != set(classifier):
+        raise ModelError(
+            "linear classifiers are parts of the model; export one multi-class classifier instead"
+        )
     if len(ends) != 1:
         names = ", ".join(sorted(map(repr, ends))[:5])
         raise ModelError(f"the model has {len(ends)} outputs ({names}); keep only the logits")
