@@ -22,7 +22,8 @@ _CLIENT = "cut the graph at the logits: the client computes it after decryption"
 _REMEDIES = (
     ({"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "Gelu", "Softplus", "Softsign", "HardSigmoid",
       "HardSwish", "Mish", "Clip", "Erf", "Exp", "Log", "Abs", "Max", "Min", "Sqrt", "Reciprocal", "Swish"}, _ACTIVATION),
-    ({"MaxPool", "GlobalMaxPool", "LpPool", "ReduceMax", "ReduceMin"}, "use AveragePool and train again"),
+    ({"MaxPool", "GlobalMaxPool"}, "use AveragePool and train again, or compile with --maxpool average"),
+    ({"LpPool", "ReduceMax", "ReduceMin"}, "use AveragePool and train again"),
     ({"Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "TopK", "ZipMap", "LinearClassifier", "Normalizer"}, _CLIENT),
     ({"LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "LpNormalization"}, "use BatchNormalization"),
     ({"LSTM", "GRU", "RNN", "Loop", "Scan", "If"}, "use a feed-forward network"),

@@ -241,3 +241,27 @@ def test_scaling_before_the_first_layer_costs_nothing(name: str, tmp_path: Path)
     path = b.save(tmp_path / "m.onnx", b.conv(SCALING[name](b), 3, 2))
     model, _, _ = _compiled(path)
     assert model.bundle.input.level == 1
+
+
+def test_max_pooling_replaced_on_request(tmp_path: Path) -> None:
+    b = ModelBuilder((2, 8, 8))
+    x = b.node(
+        "MaxPool", b.conv("image", 2, 4), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1
+    )
+    path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", b.node("GlobalMaxPool", x)), 4, 3))
+    rows = b.rows(16).astype(np.float64)
+    with pytest.raises(ModelError, match="--maxpool average"):
+        compile_model(path, name="m", calibration=rows)
+    model = compile_model(path, name="m", calibration=rows, maxpool="average")
+    for node in b.nodes:
+        node.op_type = node.op_type.replace("MaxPool", "AveragePool")
+    twin = b.save(tmp_path / "twin.onnx", b.nodes[-1].output[0])
+    got, before = clear_outputs(model, rows), run_onnx(path, rows)
+    assert np.abs(got - run_onnx(twin, rows)).max() <= 1e-5
+    report = model.report["maxpool"]
+    assert report["replaced"] == ["MaxPool_1", "GlobalMaxPool_2"] and report["rows"] == 16
+    assert (
+        report["largest_change"] == pytest.approx(np.abs(got - before).max(), rel=1e-4)
+        and report["largest_change"] > 0.01
+    )
+    assert report["same_class"] == (got.argmax(axis=1) == before.argmax(axis=1)).mean()
