@@ -18,6 +18,7 @@ from ckks.types import KeyNeeds
 SCHEMA_VERSION = 1
 MAX_BUNDLE_BYTES = 8 << 20
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Post = Literal["softmax", "sigmoid", "none"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -53,13 +54,18 @@ class InputSpec(_Strict):
 
 
 class OutputSpec(_Strict):
-    """The model's output: logits, decrypted at `level` and `scale`; labels name its elements (empty: unnamed)."""
+    """The model's output: logits, decrypted at `level` and `scale`; labels name its elements (empty: unnamed).
+
+    post: what the client makes of them: softmax (one class of all), sigmoid (each element for itself; a single one with two labels is
+    the second's probability), none (values shown as they are, rounded to the promised error).
+    """
 
     name: Name
     packing: Packing
     labels: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=1 << 15)]
     level: Annotated[int, Field(ge=0, le=63)]
     scale: Annotated[float, Field(gt=1.0, lt=2.0**120)]
+    post: Post = "softmax"
 
 
 class RotationKey(_Strict):
@@ -106,7 +112,10 @@ class Bundle(_Strict):
             raise ValueError("a level, period or rotation does not exist in these parameters")
         if len({r.steps for r in self.rotations}) != len(self.rotations):
             raise ValueError("a rotation is listed twice")
-        if self.output.labels and len(self.output.labels) != len(self.output.packing.slots):
+        classes = len(self.output.packing.slots)
+        if (self.output.post, classes) == ("sigmoid", 1) and len(self.output.labels) == 2:
+            classes = 2
+        if self.output.labels and len(self.output.labels) != classes:
             raise ValueError("there must be one label per output element")
         return self
 

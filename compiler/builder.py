@@ -9,8 +9,9 @@ import numpy as np
 
 from ckks.errors import ModelError
 from compiler import matrices
-from compiler.constants import Constant, fold_constant
+from compiler.constants import fold_constant
 from compiler.graph import MAX_ELEMENTS, Elementwise, Linear, Node, Shape, Source
+from compiler.moving import Constant
 from compiler.onnx_import import OnnxModel, OnnxNode
 
 MAX_TOTAL = 1 << 27  # matrix entries, element-wise values and folded constants of a whole network: under 2 GB
@@ -39,13 +40,13 @@ class Builder:
                 raise ModelError("constants must be numbers")
             array = np.asarray(number)
             return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-        if node.op in ("Shape", "Size") and isinstance(inputs[0], int):
-            shape = self.nodes[inputs[0]].shape
+        if node.op in ("Shape", "Size") and inputs[0] is not None:
+            shape = np.shape(inputs[0]) if isinstance(inputs[0], np.ndarray) else self.nodes[inputs[0]].shape
             return np.array(
                 shape[at.get("start", 0) : at.get("end")] if node.op == "Shape" else math.prod(shape),
                 np.int64,
             )
-        arrays = [x for x in inputs if isinstance(x, np.ndarray)]
+        arrays = [x for x in inputs if not isinstance(x, int)]
         if len(arrays) != len(inputs):
             return None
         value = fold_constant(node.op, arrays, at)

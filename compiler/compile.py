@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,12 @@ from compiler.graph import Array, Graph, Shape
 from compiler.layouts import Layout
 from compiler.levels import Levels, assign_levels
 from compiler.lower import lower
-from compiler.onnx_import import load_onnx
+from compiler.maxpool import average_for_max, effect
+from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
 from compiler.pack import Packing, pack
 from compiler.parameters import MAX_SCALE_BITS, MIN_SCALE_BITS, Modulus, cheapest, digit_choices, fits
-from compiler.precision import promised_error
+from compiler.precision import evaluate, promised_error
 from compiler.report import make_report
 
 DEFAULT_PRECISION = 1e-3
@@ -56,6 +58,7 @@ def compile_model(
     *,
     calibration: npt.NDArray[np.float64] | None = None,
     precision: float = DEFAULT_PRECISION,
+    maxpool: Literal["average"] | None = None,
     name: str,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -63,8 +66,8 @@ def compile_model(
 
     calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range, which
     for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
-    logit, relative to the largest calibrated |logit|. name: of letters, digits, dots, dashes. progress(stage) is
-    called before each stage.
+    logit, relative to the largest calibrated |logit|. maxpool: replace max pooling, with the effect in the report.
+    name: of letters, digits, dots, dashes. progress(stage) is called before each stage.
     Raises ModelError naming the node and the remedy; never a set below 128-bit security.
     """
     start = time.perf_counter()
@@ -75,6 +78,9 @@ def compile_model(
         )
     say("reading")
     model = load_onnx(onnx_path)
+    replaced: list[str] = []
+    if maxpool == "average":
+        model, replaced = average_for_max(model)
     with np.errstate(all="ignore"):  # overflow shows as infinite values, which every stage refuses
         graph = build_graph(model)
         rows = _calibration_rows(graph, calibration)
@@ -96,6 +102,11 @@ def compile_model(
     report["calibration"] = (
         f"{len(rows)} {'random rows in the declared range' if calibration is None else 'rows given'}"
     )
+    if replaced:
+        say("measuring the replacement")
+        ends = _ends(program, compiled.packing)
+        outputs = evaluate(compiled.circuit, compiled.weights, compiled.parameters, rows, ends)
+        report["maxpool"] = effect(logits_model(onnx_path), replaced, rows, model.input_shape, outputs)
     return CompiledModel(bundle, compiled.circuit, compiled.weights, report)
 
 
@@ -206,8 +217,8 @@ def _bundle(name: str, graph: Graph, program: Program, compiled: _Compiled) -> B
             level=first.level, scale=first.scale,
         ),
         output=OutputSpec(
-            name=last.name, packing=_slots(result, program.tensors[-1].shape), labels=list(graph.labels),
-            level=last.level, scale=last.scale,
+            name=last.name, packing=_slots(result, graph.nodes[graph.output].shape), labels=list(graph.labels),
+            level=last.level, scale=last.scale, post=graph.post,
         ),
         relinearisation_level=needs.relinearisation,
         rotations=[RotationKey(steps=s, level=level) for s, level in needs.rotations.items()],

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from ckks.bundle import Post
+
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]
 
@@ -70,12 +72,16 @@ Node = Source | Linear | Elementwise | Sum | Product
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in topological order; operands are indices; node 0 is the one Source. low, high: the declared range of the input."""
+    """Nodes in topological order; operands are indices; node 0 is the one Source. low, high: the declared range of the input.
+
+    post: what the client makes of the output, "softmax", "sigmoid" or "none".
+    """
 
     nodes: tuple[Node, ...]
     output: int
     output_name: str
     labels: tuple[str, ...]
+    post: Post
     low: float
     high: float
     description: str

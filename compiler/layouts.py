@@ -34,7 +34,7 @@ def candidates(shape: Shape, slots: int) -> list[Layout]:
     """
     size = math.prod(shape)
     found = [Layout("dense", np.arange(size), power_of_two(size))]
-    if len(shape) in (3, 4) and size > shape[1]:
+    if len(shape) in (3, 4) and shape[0] == 1 and size > shape[1]:
         channels, *rest = shape[1:]
         height, width = rest if len(rest) == 2 else (1, rest[0])
         c, y, x = (a.reshape(-1) for a in np.indices((channels, height, width)))

@@ -1,4 +1,4 @@
-"""Linear operators of ONNX as sparse matrices over flat tensors (batch 1)."""
+"""Linear operators of ONNX as sparse matrices over flat tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+from scipy.sparse import block_diag, csr_array
 
 from ckks.errors import ModelError
 from compiler.graph import MAX_ELEMENTS, MAX_NONZEROS, Array, Shape
@@ -108,17 +108,38 @@ def average(window: Index, size: int, count_padding: bool) -> csr_array:
     return sparse(1.0 / divisors[rows], rows, flat[inside], (outputs, size))
 
 
-def matrix_product(weight: Array, leading: int) -> csr_array:
-    """x @ weight for x [leading][k], weight [k][n]: block diagonal with weight transposed."""
-    k, n = weight.shape
-    if leading * weight.size > MAX_NONZEROS or leading * n > MAX_ELEMENTS:
+def matrix_product(weight: Array, shape: Shape, from_left: bool) -> tuple[csr_array, Shape]:
+    """The matrix of x @ weight (or weight @ x) by NumPy's rules for x of `shape`, and the result's shape."""
+    if not weight.ndim or not shape:
+        raise ModelError("a matrix product needs at least one axis on both sides")
+    index = np.arange(math.prod(shape)).reshape(shape)
+    left, right = (weight, index) if from_left else (index, weight)
+    # A vector is a row on the left, a column on the right, and its axis is dropped afterwards.
+    dropped = (-2,) * (left.ndim == 1) + (-1,) * (right.ndim == 1)
+    left = left[None, :] if left.ndim == 1 else left
+    right = right[:, None] if right.ndim == 1 else right
+    if left.shape[-1] != right.shape[-2]:
+        raise ModelError(f"a constant of shape {weight.shape} cannot multiply a tensor of shape {shape}")
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
+    outputs = math.prod(batch) * m * n
+    if outputs * k > MAX_NONZEROS or outputs > MAX_ELEMENTS:
         raise ModelError(f"its matrix would have more than {MAX_NONZEROS} entries; use a smaller layer")
-    block = np.arange(leading)[:, None, None]
-    rows = np.broadcast_to(block * n + np.arange(n)[None, None, :], (leading, k, n)).reshape(-1)
-    columns = np.broadcast_to(block * k + np.arange(k)[None, :, None], (leading, k, n)).reshape(-1)
-    return sparse(
-        np.broadcast_to(weight, (leading, k, n)).reshape(-1), rows, columns, (leading * n, leading * k)
-    )
+    form = (*batch, m, n, k)
+    first = np.broadcast_to(left[..., :, None, :], form).reshape(-1)
+    second = np.broadcast_to(np.swapaxes(right, -1, -2)[..., None, :, :], form).reshape(-1)
+    values, columns = (first, second) if from_left else (second, first)
+    places: Index = columns.astype(np.int64)
+    rows = np.repeat(np.arange(outputs), k)
+    result = np.squeeze(np.empty((*batch, m, n), np.bool_), dropped).shape
+    return sparse(values.astype(np.float64), rows, places, (outputs, index.size)), result or (1,)
+
+
+def repeated(matrix: csr_array, count: int) -> csr_array:
+    """Block diagonal: `matrix` for each of `count` tensors one after the other."""
+    if count * max(matrix.nnz, *matrix.shape) > MAX_NONZEROS:
+        raise ModelError(f"its matrix would have more than {MAX_NONZEROS} entries; use a smaller layer")
+    return matrix if count == 1 else csr_array(block_diag([matrix] * count))
 
 
 def mean_over(shape: Shape, axes: Sequence[int], scale_by_count: bool) -> csr_array:

@@ -14,9 +14,11 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper, numpy_helper
 
+from ckks.bundle import Post
 from ckks.errors import ModelError
-from compiler.constants import Constant
 from compiler.graph import Shape
+from compiler.moving import Constant
+from compiler.tail import Tail, cut_tail
 
 MAX_FILE_BYTES = 1 << 29
 MAX_NODES = 5000
@@ -27,7 +29,15 @@ _FLOATS = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
 )
-_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+_INTEGERS = (
+    onnx.TensorProto.BOOL,
+    *(
+        onnx.TensorProto.DataType.Value(f"{kind}{bits}")
+        for kind in ("INT", "UINT")
+        for bits in (8, 16, 32, 64)
+    ),
+)
+_POSTS: tuple[Post, ...] = ("softmax", "sigmoid", "none")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 
 
@@ -44,21 +54,51 @@ class OnnxNode:
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A checked model: nodes in topological order, constants by name (float64 or int64), one input, one output, batch 1."""
+    """A checked model up to its logits: nodes in topological order, constants by name (float64 or int64), one input, batch 1."""
 
     nodes: tuple[OnnxNode, ...]
     constants: dict[str, Constant]
     input_name: str
     input_shape: Shape
-    output_name: str
+    tail: Tail
     labels: tuple[str, ...]
+    post: Post
     low: float
     high: float
     description: str
 
 
 def load_onnx(path: Path) -> OnnxModel:
-    """Read and check an ONNX file of up to MAX_FILE_BYTES; the batch axis is pinned to 1. Raises ModelError."""
+    """Read and check an ONNX file of up to MAX_FILE_BYTES; the batch is pinned to 1, the graph cut at its logits. Raises ModelError."""
+    proto, shape, tail = _read(path)
+    constants = {tensor.name: _array(tensor.name, tensor) for tensor in proto.graph.initializer}
+    nodes = tuple(_node(node, i) for i, node in enumerate(proto.graph.node))
+    properties = {p.key: p.value for p in proto.metadata_props}
+    low, high = _range(properties.get("input_range"))
+    wanted = properties.get("post", tail.post)
+    post = next((p for p in _POSTS if p == wanted), None)
+    if post is None:
+        raise ModelError(f'metadata "post" must be one of {", ".join(_POSTS)}, got {wanted[:50]!r}')
+    (source,) = _sources(proto)
+    return OnnxModel(
+        nodes, constants, source.name, shape, tail, _labels(properties.get("labels")) or tail.labels, post, low, high,
+        properties.get("dataset", "")[:2000],
+    )  # fmt: skip
+
+
+def logits_model(path: Path) -> bytes:
+    """The model as an ONNX file that ends at its logits: what an encrypted prediction is to be compared with. Raises ModelError."""
+    proto, _, tail = _read(path)
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    known = [v for v in [*inferred.graph.value_info, *inferred.graph.output] if v.name == tail.logits]
+    kind = known[0].type.tensor_type.elem_type if known else onnx.TensorProto.FLOAT
+    proto.graph.output[0].type.Clear()
+    proto.graph.output[0].type.tensor_type.elem_type = kind or onnx.TensorProto.FLOAT
+    return bytes(proto.SerializeToString())
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, Shape, Tail]:
+    """The checked file with its batch pinned, cut at the logits, and the input's shape."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -72,8 +112,7 @@ def load_onnx(path: Path) -> OnnxModel:
     _check_text(proto)
     _check_sizes(proto)
     _load_external(proto, path)
-    constants = _constants(proto)
-    name, shape = _pin_batch(proto, constants)
+    name, shape = _pin_batch(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (
@@ -86,18 +125,10 @@ def load_onnx(path: Path) -> OnnxModel:
         raise ModelError(
             f"{path.name} is not valid ONNX: {_first_line(error)}; export the model again"
         ) from None
-    if len(proto.graph.output) != 1:
-        names = ", ".join(repr(o.name) for o in proto.graph.output[:5])
-        raise ModelError(f"the model has {len(proto.graph.output)} outputs ({names}); keep only the logits")
-    if not 1 <= len(proto.graph.output[0].name) <= 200:
+    tail = cut_tail(proto, name)
+    if not 1 <= len(tail.logits) <= 200:
         raise ModelError("the output must have a name of 1 to 200 characters")
-    nodes = tuple(_node(node, i) for i, node in enumerate(proto.graph.node))
-    properties = {p.key: p.value for p in proto.metadata_props}
-    low, high = _range(properties.get("input_range"))
-    return OnnxModel(
-        nodes, constants, name, shape, proto.graph.output[0].name, _labels(properties.get("labels")), low, high,
-        properties.get("dataset", "")[:2000],
-    )  # fmt: skip
+    return proto, shape, tail
 
 
 def _first_line(error: Exception) -> str:
@@ -215,14 +246,14 @@ def _array(name: str, tensor: onnx.TensorProto) -> Constant:
     return result
 
 
-def _constants(proto: onnx.ModelProto) -> dict[str, Constant]:
-    return {tensor.name: _array(tensor.name, tensor) for tensor in proto.graph.initializer}
+def _sources(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs proper: old files repeat initialisers as inputs."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return [i for i in proto.graph.input if i.name not in constants]
 
 
-def _pin_batch(proto: onnx.ModelProto, constants: dict[str, Constant]) -> tuple[str, Shape]:
-    inputs = [
-        i for i in proto.graph.input if i.name not in constants
-    ]  # old files repeat initialisers as inputs
+def _pin_batch(proto: onnx.ModelProto) -> tuple[str, Shape]:
+    inputs = _sources(proto)
     if len(inputs) != 1:
         raise ModelError(
             f"the model has {len(inputs)} inputs; exactly one is encrypted, make the others constants"
@@ -234,7 +265,7 @@ def _pin_batch(proto: onnx.ModelProto, constants: dict[str, Constant]) -> tuple[
     dims = tensor.shape.dim
     if not 1 <= len(dims) <= 7 or not 1 <= len(value.name) <= 200:
         raise ModelError(f"input {value.name[:50]!r} must have a name and 1 to 7 axes")
-    if dims[0].dim_value not in (0, 1):
+    if dims[0].dim_value > 1:
         raise ModelError(
             f"input {value.name!r} has a batch of {dims[0].dim_value}; export with batch 1 or a dynamic batch axis"
         )

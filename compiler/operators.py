@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from ckks.errors import ModelError
-from compiler import matrices, shaping
+from compiler import matrices, shaping, spatial
 from compiler.builder import Builder, Inputs, fixed, tensor
-from compiler.constants import Constant
-from compiler.graph import MAX_ELEMENTS, Graph, Linear, Product, Sum
+from compiler.graph import Elementwise, Graph, Linear, Product, Shape, Sum
+from compiler.moving import MOVES, Constant
 from compiler.onnx_import import OnnxModel, OnnxNode
 
 MAX_POWER = 16
+_FLOAT_TYPES = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 _ACTIVATION = "train with a polynomial activation such as a*x*x + b*x + c"
 _CLIENT = "cut the graph at the logits: the client computes it after decryption"
 _REMEDIES = (
     ({"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "Gelu", "Softplus", "Softsign", "HardSigmoid",
       "HardSwish", "Mish", "Clip", "Erf", "Exp", "Log", "Abs", "Max", "Min", "Sqrt", "Reciprocal", "Swish"}, _ACTIVATION),
-    ({"MaxPool", "GlobalMaxPool", "LpPool", "ReduceMax", "ReduceMin"}, "use AveragePool and train again"),
+    ({"MaxPool", "GlobalMaxPool"}, "use AveragePool and train again, or compile with --maxpool average"),
+    ({"LpPool", "ReduceMax", "ReduceMin"}, "use AveragePool and train again"),
     ({"Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "TopK", "ZipMap", "LinearClassifier", "Normalizer"}, _CLIENT),
     ({"LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "LpNormalization"}, "use BatchNormalization"),
     ({"LSTM", "GRU", "RNN", "Loop", "Scan", "If"}, "use a feed-forward network"),
@@ -33,23 +35,47 @@ def build_graph(model: OnnxModel) -> Graph:
     builder = Builder(model)
     for node in model.nodes:
         _add_named(builder, node)
-    output = builder.values.get(model.output_name)
+    output = builder.values.get(model.tail.logits)
     if not isinstance(output, int):
-        raise ModelError(f"output {model.output_name!r} does not depend on the input {model.input_name!r}")
-    size = math.prod(builder.nodes[output].shape)
-    if model.labels and len(model.labels) != size:
-        raise ModelError(
-            f'metadata "labels" names {len(model.labels)} labels, the output has {size} elements'
-        )
+        raise ModelError(f"output {model.tail.logits!r} does not depend on the input {model.input_name!r}")
+    shape = builder.nodes[output].shape
+    size = math.prod(shape)
+    _check_classes(model, shape)
+    if shape[:1] != (1,):  # the last operator moved or dropped the batch axis
+        whole = np.ones(size)
+        output = builder.append(Elementwise("output", output, whole, 0 * whole, (1, *shape)))
     return Graph(
         tuple(builder.nodes),
         output,
-        model.output_name,
+        model.tail.logits,
         model.labels,
+        model.post,
         model.low,
         model.high,
         model.description,
     )
+
+
+def _check_classes(model: OnnxModel, shape: Shape) -> None:
+    """The client treats all logits as one set of classes."""
+    size, tail = math.prod(shape), model.tail
+    if tail.axis is not None:
+        if not -len(shape) <= tail.axis < len(shape):
+            raise ModelError(
+                f"the axis {tail.axis} of the last operator does not exist in logits of shape {shape}"
+            )
+        spanned = math.prod(shape[tail.axis :]) if tail.to_end else shape[tail.axis]
+        if spanned != size:
+            raise ModelError(
+                f"the last operator works along axis {tail.axis} of logits of shape {shape}; only one set of classes can be compiled"
+            )
+    # One sigmoid may stand for two classes.
+    if (
+        model.labels
+        and len(model.labels) != size
+        and (model.post, size, len(model.labels)) != ("sigmoid", 1, 2)
+    ):
+        raise ModelError(f"there are {len(model.labels)} labels, the output has {size} elements")
 
 
 def _add_named(builder: Builder, node: OnnxNode) -> None:
@@ -67,7 +93,9 @@ def _add_node(builder: Builder, node: OnnxNode) -> None:
     if any(name and name not in builder.values for name in node.inputs):
         raise ModelError("an input is missing: nodes must be in order and every initialiser present")
     inputs = [builder.values[name] if name else None for name in node.inputs]
-    result: int | Constant | None = builder.constant(node, inputs)
+    if node.op in _OLD_BROADCASTING and node.attributes.get("broadcast", 0):
+        inputs = [inputs[0], _old_broadcast(builder, node, inputs)]
+    result: int | tuple[int, ...] | Constant | None = builder.constant(node, inputs)
     if result is None:
         handler = _HANDLERS.get(node.op)
         if handler is None:
@@ -76,12 +104,26 @@ def _add_node(builder: Builder, node: OnnxNode) -> None:
                 f"this operator cannot be compiled; {remedy or 'use convolutions, dense layers and polynomials'}"
             )
         result = handler(builder, node, inputs)
-    if any(node.outputs[1:]) and node.op not in ("Dropout", "BatchNormalization"):
-        raise ModelError("only the first output of this operator can be used")
-    builder.values[node.outputs[0]] = result
+    # Masks of Dropout and the like have no value here: what uses one is refused for a missing input.
+    for name, value in zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=False):
+        if name:
+            builder.values[name] = value
 
 
-_Handler = Callable[[Builder, OnnxNode, Inputs], int]
+_OLD_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow")
+
+
+def _old_broadcast(b: Builder, node: OnnxNode, inputs: Inputs) -> Constant:
+    """The second operand of Add, Sub, Mul, Div or Pow before opset 7: its axes start at the first one's axis `axis`."""
+    y, rank = fixed(inputs, 1), len(b.shape(tensor(inputs)))
+    axis = node.attributes.get("axis", rank - y.ndim)
+    after = rank - (axis % rank) - y.ndim
+    if after < 0:
+        raise ModelError(f"an operand of shape {y.shape} does not fit at axis {axis}")
+    return y.reshape(y.shape + (1,) * after)
+
+
+_Handler = Callable[[Builder, OnnxNode, Inputs], int | tuple[int, ...]]
 
 
 def _add(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
@@ -124,12 +166,27 @@ def _divide(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
 
 
 def _power(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    """Whole powers; an exponent per element becomes a sum of powers, each where it is wanted."""
     x, exponent = tensor(inputs), fixed(inputs, 1)
-    n = float(exponent.reshape(-1)[0]) if exponent.size == 1 else math.nan
-    if n not in range(1, MAX_POWER + 1):
+    if exponent.size == 0 or not np.isin(exponent, range(1, MAX_POWER + 1)).all():
         raise ModelError(f"only whole powers from 1 to {MAX_POWER} can be compiled; {_ACTIVATION}")
+    exponents = np.unique(exponent).astype(np.int64)
+    if len(exponents) == 1:
+        x = b.broadcast(node, x, np.broadcast_shapes(b.shape(x), exponent.shape))
+        return _whole_power(b, node, x, int(exponents[0]))
+    parts = [
+        b.elementwise(node, _whole_power(b, node, x, n), (exponent == n).astype(np.float64), 0.0)
+        for n in exponents.tolist()
+    ]
+    result = parts[0]
+    for part in parts[1:]:
+        result = b.append(Sum(node.name, result, part, b.shape(result)))
+    return result
+
+
+def _whole_power(b: Builder, node: OnnxNode, x: int, n: int) -> int:
     result = x
-    for bit in bin(int(n))[3:]:  # square and multiply, from the bit after the leading one
+    for bit in bin(n)[3:]:  # square and multiply, from the bit after the leading one
         result = b.append(Product(node.name, result, result, b.shape(x)))
         if bit == "1":
             result = b.append(Product(node.name, result, x, b.shape(x)))
@@ -156,72 +213,9 @@ def _batch_normalization(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
         raise ModelError("a variance is not positive; train the model again")
     gain = scale / np.sqrt(variance)
     form = (-1,) + (1,) * (len(b.shape(x)) - 2)
+    if not node.attributes.get("spatial", 1):  # before opset 9: statistics of their own for every element
+        form = b.shape(x)[1:]
     return b.elementwise(node, x, gain.reshape(form), (bias - mean * gain).reshape(form))
-
-
-def _spatial(b: Builder, node: OnnxNode, x: int, kernel: Sequence[int]) -> matrices.Index:
-    """The windows of a Conv or AveragePool node."""
-    at, rank, shape = node.attributes, len(kernel), b.shape(x)
-    if len(shape) != rank + 2 or not 1 <= rank <= 3:
-        raise ModelError(
-            f"a kernel of {rank} axes does not fit an input of shape {shape}; 1 to 3 spatial axes can be compiled"
-        )
-    strides, dilations = at.get("strides", [1] * rank), at.get("dilations", [1] * rank)
-    pads = at.get("pads", [0] * (2 * rank))
-    if (
-        [len(strides), len(dilations), len(pads)] != [rank, rank, 2 * rank]
-        or min(*kernel, *strides, *dilations) < 1
-        or min(pads) < 0
-    ):
-        raise ModelError("kernel, strides, dilations or pads are malformed")
-    if max(*kernel, *strides, *dilations, *pads) > MAX_ELEMENTS:
-        raise ModelError("kernel, strides, dilations or pads are too large")
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    overhang = [0] * rank
-    auto = at.get("auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(shape[2:], strides, reach, strict=True)
-        ]
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = small + large if auto == "SAME_UPPER" else large + small
-    elif auto == "VALID":
-        pads = [0] * (2 * rank)
-    elif at.get("ceil_mode", 0):
-        for i, (n, s, r) in enumerate(zip(shape[2:], strides, reach, strict=True)):
-            padded = n + pads[i] + pads[i + rank]
-            outputs = -(-(padded - r) // s) + 1
-            outputs -= (outputs - 1) * s >= n + pads[
-                i
-            ]  # a window must start inside the input or its leading padding
-            overhang[i] = max((outputs - 1) * s + r - padded, 0)
-    return matrices.windows(shape, kernel, strides, pads, dilations, overhang)
-
-
-def _conv(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
-    x, weight = tensor(inputs), fixed(inputs, 1)
-    groups, shape = node.attributes.get("group", 1), b.shape(x)
-    out = weight.shape[0]
-    if groups < 1 or weight.ndim != len(shape) or weight.shape[1] * groups != shape[1] or out % groups:
-        raise ModelError(
-            f"weights of shape {weight.shape} in {groups} groups do not fit an input of shape {shape}"
-        )
-    window = _spatial(b, node, x, weight.shape[2:])
-    matrix = matrices.convolution(weight, groups, window, math.prod(shape))
-    places = window.shape[1 : weight.ndim - 1]
-    bias = np.repeat(fixed(inputs, 2, np.zeros(out)).astype(np.float64), math.prod(places))
-    return b.append(Linear(node.name, x, matrix, bias, (1, out, *places)))
-
-
-def _average_pool(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
-    x = tensor(inputs)
-    shape = b.shape(x)
-    kernel = shape[2:] if node.op == "GlobalAveragePool" else node.attributes["kernel_shape"]
-    window = _spatial(b, node, x, kernel)
-    matrix = matrices.average(window, math.prod(shape), bool(node.attributes.get("count_include_pad", 0)))
-    return b.append(
-        Linear(node.name, x, matrix, np.zeros(matrix.shape[0]), (1, *window.shape[: len(shape) - 1]))
-    )
 
 
 def _reduce(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
@@ -231,40 +225,80 @@ def _reduce(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     if not axes and at.get("noop_with_empty_axes", 0):
         return x
     axes = sorted({int(a) % len(shape) for a in axes} or range(len(shape)))
-    if 0 in axes and len(shape) > 1:
+    if 0 in axes and len(shape) > 1 and shape[0] == 1:
         raise ModelError("would mix the pictures of a batch; reduce over the other axes only")
+    if node.op == "ReduceSumSquare":
+        x = b.append(Product(node.name, x, x, shape))
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-    result = kept if at.get("keepdims", 1) else tuple(n for i, n in enumerate(shape) if i not in axes)
+    result = kept if at.get("keepdims", 1) else tuple(n for i, n in enumerate(shape) if i not in axes) or (1,)
     matrix = matrices.mean_over(shape, axes, node.op == "ReduceMean")
     return b.append(Linear(node.name, x, matrix, np.zeros(matrix.shape[0]), result))
 
 
 def _matmul(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
-    x, weight = tensor(inputs), fixed(inputs, 1)
-    shape = b.shape(x)
-    if weight.ndim != 2 or len(shape) < 2 or shape[-1] != weight.shape[0]:
-        raise ModelError(
-            f"a constant of shape {weight.shape} cannot multiply {shape} from the right; use a two-axis weight matrix"
-        )
-    matrix = matrices.matrix_product(weight, math.prod(shape[:-1]))
-    return b.append(Linear(node.name, x, matrix, np.zeros(matrix.shape[0]), (*shape[:-1], weight.shape[1])))
+    from_left = isinstance(inputs[0], np.ndarray)
+    x, weight = tensor(inputs, int(from_left)), fixed(inputs, 1 - int(from_left))
+    matrix, shape = matrices.matrix_product(weight, b.shape(x), from_left)
+    return b.append(Linear(node.name, x, matrix, np.zeros(matrix.shape[0]), shape))
 
 
 def _gemm(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
-    x, weight, at = tensor(inputs), fixed(inputs, 1), node.attributes
-    if at.get("transA", 0):
-        x = b.gather(node, x, np.arange(math.prod(b.shape(x))).reshape(b.shape(x)).T)
-    weight = weight.T if at.get("transB", 0) else weight
-    result = _matmul(b, node, [x, at.get("alpha", 1.0) * weight])
-    bias = fixed(inputs, 2, np.zeros(1))
-    return b.elementwise(node, result, 1.0, at.get("beta", 1.0) * bias)
+    at = node.attributes
+    operands: list[int | Constant] = []
+    for x, transposed in zip(inputs[:2], (at.get("transA", 0), at.get("transB", 0)), strict=True):
+        if isinstance(x, int):
+            index = np.arange(math.prod(b.shape(x))).reshape(b.shape(x))
+            operands.append(b.gather(node, x, index.T) if transposed else x)
+        else:
+            weight = at.get("alpha", 1.0) * fixed([x], 0)
+            operands.append(weight.T if transposed else weight)
+    result = _matmul(b, node, operands)
+    if len(inputs) > 2 and isinstance(inputs[2], int):
+        scaled = b.elementwise(node, inputs[2], at.get("beta", 1.0), 0.0)
+        return _add(b, node, (result, scaled))
+    return b.elementwise(node, result, 1.0, at.get("beta", 1.0) * fixed(inputs, 2, np.zeros(1)))
+
+
+def _scaler(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    """ai.onnx.ml Scaler: (x - offset) * scale."""
+    scale = np.asarray(node.attributes.get("scale", [1.0]))
+    return b.elementwise(
+        node, tensor(inputs), scale, -scale * np.asarray(node.attributes.get("offset", [0.0]))
+    )
+
+
+def _linear_model(b: Builder, node: OnnxNode, inputs: Inputs) -> int | tuple[int, ...]:
+    """ai.onnx.ml LinearRegressor and LinearClassifier (its scores): one row of coefficients per target or class."""
+    x, at = tensor(inputs), node.attributes
+    coefficients = np.asarray(at["coefficients"], dtype=np.float64)
+    labels = at.get("classlabels_ints") or at.get("classlabels_strings") or []
+    targets = len(labels) if node.op == "LinearClassifier" else at.get("targets", 1)
+    features = b.shape(x)[-1]
+    if targets < 1 or coefficients.size != targets * features:
+        raise ModelError(
+            f"{coefficients.size} coefficients are not {features} for each of {targets} classes or targets"
+        )
+    if at.get("post_transform", "NONE") != "NONE":
+        raise ModelError(f"its post_transform cannot be compiled here; {_CLIENT}")
+    scores = _matmul(b, node, [x, coefficients.reshape(targets, features).T])
+    bias = np.asarray(at.get("intercepts") or [0.0], dtype=np.float64)
+    scores = b.elementwise(node, scores, 1.0, bias)
+    return (scores, scores) if node.op == "LinearClassifier" else scores
+
+
+def _cast(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
+    if node.op == "Cast" and node.attributes.get("to") not in _FLOAT_TYPES:
+        raise ModelError("an encrypted value cannot be cast to integers; remove the cast")
+    return tensor(inputs)
 
 
 _HANDLERS: dict[str, _Handler] = {
     "Add": _add, "Sub": _add, "Sum": _sum, "Mean": _sum, "Mul": _multiply, "Div": _divide, "Neg": _negate, "Pow": _power,
-    "Identity": _identity, "Dropout": _identity, "BatchNormalization": _batch_normalization, "Conv": _conv,
-    "AveragePool": _average_pool, "GlobalAveragePool": _average_pool, "ReduceMean": _reduce, "ReduceSum": _reduce,
-    "MatMul": _matmul, "Gemm": _gemm, "Flatten": shaping.reshape, "Reshape": shaping.reshape, "Pad": shaping.pad,
-    "Concat": shaping.concat,
-    **dict.fromkeys(("Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather"), shaping.rearrange),
+    "Identity": _identity, "Dropout": _identity, "BatchNormalization": _batch_normalization,
+    "Conv": spatial.conv, "ConvTranspose": spatial.conv_transpose,
+    "AveragePool": spatial.average_pool, "GlobalAveragePool": spatial.average_pool,
+    "ReduceMean": _reduce, "ReduceSum": _reduce, "ReduceSumSquare": _reduce, "MatMul": _matmul, "Gemm": _gemm,
+    "Cast": _cast, "CastLike": _cast, "Scaler": _scaler, "LinearRegressor": _linear_model, "LinearClassifier": _linear_model,
+    "Pad": shaping.pad, "Concat": shaping.concat, "Split": shaping.split,
+    **dict.fromkeys(MOVES, shaping.rearrange),
 }  # fmt: skip

@@ -9,14 +9,16 @@ import onnxruntime
 
 from ckks.errors import ModelError
 from ckks.types import Slots
+from compiler.onnx_import import logits_model
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64}
 
 
 def run_onnx(path: Path, rows: Slots) -> Slots:
-    """Outputs of the model, float64 [rows][outputs], one run a row (the model's batch axis may be fixed at 1). Raises ModelError."""
+    """Logits of the model, float64 [rows][outputs], one run a row (the model's batch axis may be fixed at 1). Raises ModelError."""
+    model = logits_model(path)
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         source = session.get_inputs()[0]
         dtype = _DTYPES[source.type]
         outputs = [session.run(None, {source.name: row[None].astype(dtype)})[0].reshape(-1) for row in rows]

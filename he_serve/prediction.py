@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from he_serve.packing import copies
 
 @dataclass(frozen=True)
 class Prediction:
-    """label: the likeliest class. probabilities: per label, rounded to the digits that the promised error supports.
+    """label: the likeliest class. probabilities: per label, rounded to the digits that the promised error supports; for a model
+    whose output is declared to need no post-processing (a regression), its values in place of probabilities.
 
     timings, in seconds: encrypt, round_trip (evaluation and queue included), queue, evaluate (both as the server says), decrypt.
     """
@@ -39,11 +41,14 @@ class RawPrediction:
 
     def rounded(self, bundle: Bundle) -> Prediction:
         """What may be shown: label and probabilities without the noise."""
-        probabilities = softmax(self.logits.reshape(-1))
-        digits = supported_digits(bundle.promised_error)
-        labels = bundle.output.labels or [str(i) for i in range(len(probabilities))]
-        rounded = {name: round(float(p), digits) for name, p in zip(labels, probabilities, strict=True)}
-        return Prediction(labels[int(np.argmax(probabilities))], rounded, self.timings)
+        output = bundle.output
+        values = _POSTS[output.post](self.logits.reshape(-1))
+        digits = supported_digits(bundle.promised_error * (2 if output.post == "none" else 1))
+        if output.post == "sigmoid" and len(values) == 1:
+            values = np.concatenate([1 - values, values])
+        labels = output.labels or [str(i) for i in range(len(values))]
+        rounded = {name: round(float(v), digits) for name, v in zip(labels, values, strict=True)}
+        return Prediction(labels[int(np.argmax(values))], rounded, self.timings)
 
 
 def check_plausible(slots: Slots, bundle: Bundle) -> None:
@@ -69,6 +74,14 @@ def softmax(logits: Slots) -> Slots:
     """Class probabilities of logits, float64 [classes]."""
     exponentials = np.exp(logits - logits.max())
     return np.asarray(exponentials / exponentials.sum())
+
+
+def sigmoid(logits: Slots) -> Slots:
+    """The probability of every element for itself, float64 of the same shape."""
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits))
+
+
+_POSTS: dict[str, Callable[[Slots], Slots]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
 
 
 def supported_digits(promised_error: float) -> int:

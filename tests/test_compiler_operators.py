@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 from onnx_models import ModelBuilder, onnx_outputs
 
 from ckks.modelfile import CompiledModel
@@ -51,6 +52,13 @@ def _reshaped(b: ModelBuilder, x: str) -> str:
     return b.node("Reshape", x, b.node("Concat", batch, b.constant(_int(-1)), axis=0))
 
 
+def _split(b: ModelBuilder) -> str:
+    b.nodes.append(
+        helper.make_node("Split", ["image", b.constant(_int(1, 2, 3))], ["first", "second", "third"], axis=1)
+    )
+    return b.node("Concat", "third", b.node("Neg", "first"), axis=1)
+
+
 LINEAR: dict[str, tuple[tuple[int, ...], Make]] = {
     "conv": ((3, 8, 8), lambda b: b.conv("image", 3, 4)),
     "conv stride pad": ((2, 9, 7), lambda b: b.conv("image", 2, 5, strides=[2, 3], pads=[1, 0, 2, 1])),
@@ -90,6 +98,37 @@ LINEAR: dict[str, tuple[tuple[int, ...], Make]] = {
     "pad": ((2, 3, 4), lambda b: b.node("Pad", "image", b.constant(_int(0, 0, 1, 2, 0, 1, 0, 1)))),
     "concat": ((2, 3, 4), lambda b: b.node("Concat", "image", b.weight(1, 1, 3, 4), b.node("Neg", "image"), axis=1)),
     "pow 1": ((5,), lambda b: b.node("Pow", "image", b.constant(1.0))),
+    "conv transpose": ((3, 5, 4), lambda b: b.node("ConvTranspose", "image", b.weight(3, 2, 3, 3), b.weight(2), strides=[2, 1])),
+    "conv transpose pads": (
+        (4, 5, 5),
+        lambda b: b.node("ConvTranspose", "image", b.weight(4, 3, 3, 2), group=2, strides=[2, 3], pads=[1, 0, 0, 1], output_padding=[1, 0]),
+    ),
+    "conv transpose 1d dilated": ((2, 7), lambda b: b.node("ConvTranspose", "image", b.weight(2, 3, 3), dilations=[2], strides=[2])),
+    "conv transpose same": ((2, 5), lambda b: b.node("ConvTranspose", "image", b.weight(2, 3, 3), strides=[2], auto_pad="SAME_UPPER")),
+    "conv of several": (
+        (2, 6, 6),
+        lambda b: b.conv(b.node("Reshape", "image", b.constant(_int(2, 1, 6, 6))), 1, 3, strides=[2, 2], pads=[1] * 4),
+    ),
+    "pool of several": (
+        (2, 6, 6),
+        lambda b: b.node("AveragePool", b.node("Reshape", "image", b.constant(_int(2, 1, 6, 6))), kernel_shape=[3, 2], pads=[1, 0, 0, 1]),
+    ),
+    "matmul from the left": ((4, 6), lambda b: b.node("MatMul", b.weight(5, 4), "image")),
+    "matmul stacked": ((3, 4, 6), lambda b: b.node("MatMul", "image", b.weight(3, 6, 2))),
+    "gemm with an encrypted bias": ((4,), lambda b: b.node("Gemm", "image", b.weight(4, 4), "image", beta=0.5)),
+    "reduce sum": ((4, 5, 5), lambda b: b.node("ReduceSum", "image", b.constant(_int(-1, 1)), keepdims=0)),
+    "mean": ((4,), lambda b: b.node("Mean", "image", b.weight(4), b.dense("image", 4, 4), b.weight(4))),
+    "split": ((6, 3), lambda b: _split(b)),
+    "slice backwards": ((6, 5), lambda b: b.node("Slice", "image", *(b.constant(_int(*k)) for k in ((-1, 4), (-9, 0), (1, 2), (-2, -1))))),
+    "pad reflect": ((1, 4, 5), lambda b: b.node("Pad", "image", b.constant(_int(0, 0, 1, 2, 0, 0, 3, 1)), mode="reflect")),
+    "pad edge": ((1, 4, 5), lambda b: b.node("Pad", "image", b.constant(_int(0, 0, 0, 7, 0, 0, 2, 0)), mode="edge")),
+    "pad with a value, and cut": ((4, 5), lambda b: b.node("Pad", "image", b.constant(_int(0, 1, -2, 0, 0, 1)), b.constant(1.5))),
+    "expand": ((3, 1), lambda b: b.node("Expand", "image", b.constant(_int(1, 3, 4)))),
+    "tile": ((3, 2), lambda b: b.node("Tile", "image", b.constant(_int(1, 2, 3)))),
+    "gather": ((5, 3), lambda b: b.node("Gather", "image", b.constant(_int(4, 0, -2)), axis=1)),
+    "depth to space": ((8, 2, 3), lambda b: b.node("DepthToSpace", "image", blocksize=2, mode="CRD")),
+    "space to depth": ((2, 4, 6), lambda b: b.node("SpaceToDepth", "image", blocksize=2)),
+    "cast": ((5,), lambda b: b.node("Cast", b.node("Cast", "image", to=11), to=1)),
     "constant node": ((5,), lambda b: b.node("Add", "image", b.node("Constant", value_floats=[1.0, 2.0, 3.0, 4.0, 5.0]))),
     "shape arithmetic": ((2, 3, 4), lambda b: _reshaped(b, b.node("Mul", "image", b.weight(2, 3, 4)))),
     "sum of three": ((4,), lambda b: b.node("Sum", "image", b.node("Neg", b.dense("image", 4, 4)), b.weight(4))),
@@ -100,6 +139,9 @@ POLYNOMIAL: dict[str, tuple[tuple[int, ...], Make]] = {
     "pow 2": ((6,), lambda b: b.node("Pow", b.dense("image", 6, 6), b.constant(2.0))),
     "pow 3": ((6,), lambda b: b.node("Pow", b.dense("image", 6, 4), b.constant(3.0))),
     "pow 5": ((6,), lambda b: b.node("Pow", b.dense("image", 6, 4), b.constant(_int(5)))),
+    "a power for each": ((3, 2), lambda b: b.node("Pow", "image", b.constant([[1.0, 2], [3, 4], [2, 2]]))),
+    "sum of squares": ((3, 4), lambda b: b.node("ReduceSumSquare", "image", axes=[2])),
+    "gate": ((3, 4, 4), lambda b: b.node("Mul", "image", b.conv(b.node("GlobalAveragePool", "image"), 3, 3, 1))),
     "quadratic": ((2, 4, 4), lambda b: b.quadratic(b.conv("image", 2, 3), 3)),
     "product of tensors": ((6,), lambda b: b.node("Mul", b.dense("image", 6, 4), b.dense("image", 6, 4))),
     "product of planes": ((2, 6, 6), lambda b: b.node("Mul", b.conv("image", 2, 3), b.conv("image", 2, 3))),

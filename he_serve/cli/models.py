@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -15,6 +15,12 @@ from he_serve.cli.output import Json, console, emit, progress, size
 Onnx = Annotated[Path, typer.Argument(metavar="MODEL.onnx")]
 Compiled = Annotated[Path, typer.Argument(metavar="MODEL.hem")]
 Calibrate = Annotated[Path | None, typer.Option(metavar="X.npz", help="Typical inputs, as array x.")]
+MaxPool = Annotated[
+    str | None,
+    typer.Option(
+        metavar="average", help="Replace max pooling by average pooling; the report says what it changes."
+    ),
+]
 Precision = Annotated[float, typer.Option(help="Largest promised error, relative to the largest logit.")]
 
 
@@ -40,11 +46,19 @@ def model_name(path: Path) -> str:
     return path.stem
 
 
+def read_maxpool(text: str | None) -> Literal["average"] | None:
+    """The option's one value. Raises InputError."""
+    if text not in (None, "average"):
+        raise InputError(f"--maxpool {text}: max pooling can be replaced by `average` only")
+    return None if text is None else "average"
+
+
 def compile_command(
     model: Onnx,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.hem")],
     calibrate: Calibrate = None,
     precision: Precision = 1e-3,
+    maxpool: MaxPool = None,
     as_json: Json = False,
 ) -> None:
     """Compile an ONNX model to a CKKS circuit."""
@@ -56,6 +70,7 @@ def compile_command(
             model,
             calibration=read_calibration(calibrate),
             precision=precision,
+            maxpool=read_maxpool(maxpool),
             name=model_name(output),
             progress=lambda phase: report(phase, 0, 1),
         )
@@ -100,6 +115,7 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
         "input_shape": bundle.input.packing.shape,
         "output_shape": bundle.output.packing.shape,
         "labels": bundle.output.labels,
+        "post": bundle.output.post,
         "security_bits": p.security_bits,
         "n": p.degree,
         "log_qp": round(p.log_qp, 2),
@@ -120,6 +136,7 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
     facts = Table(title=f"{bundle.name} ({path})", show_header=False)
     facts.add_row("input, output", f"{bundle.input.packing.shape} -> {bundle.output.packing.shape}")
     facts.add_row("labels", ", ".join(bundle.output.labels) or "none")
+    facts.add_row("post-processing", bundle.output.post)
     facts.add_row("security", f"{p.security_bits} bits: N = {p.degree}, log2(QP) = {p.log_qp:.1f}")
     facts.add_row("parameters", str(p))
     facts.add_row("promised error", f"{bundle.promised_error:.2e} per logit")

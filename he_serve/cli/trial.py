@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from ckks.errors import InputError
-from he_serve.cli.models import Calibrate, Precision, model_name, read_calibration
+from he_serve.cli.models import Calibrate, MaxPool, Precision, model_name, read_calibration, read_maxpool
 from he_serve.cli.output import Json, console, emit, progress, size
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def try_command(
     source: Annotated[Path, typer.Option("--input", metavar="X.npz", help="Rows to run, as array x.")],
     calibrate: Calibrate = None,
     precision: Precision = 1e-3,
+    maxpool: MaxPool = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the evaluation; default: all cores.")
     ] = None,
@@ -60,6 +61,7 @@ def try_command(
                 model,
                 calibration=rows if calibrate is None else read_calibration(calibrate),
                 precision=precision,
+                maxpool=read_maxpool(maxpool),
                 name=model_name(model),
                 progress=lambda phase: report(phase, 0, 1),
             )

@@ -1,0 +1,50 @@
+"""Max pooling replaced by average pooling, on the operator's word, and what that does to the model's answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ckks.errors import ModelError
+from compiler.graph import Array
+from compiler.onnx_import import OnnxModel, OnnxNode
+
+_AVERAGES = {"MaxPool": "AveragePool", "GlobalMaxPool": "GlobalAveragePool"}
+
+
+def average_for_max(model: OnnxModel) -> tuple[OnnxModel, list[str]]:
+    """The model with averages over the same windows (padding not counted), and the names of the nodes replaced."""
+
+    def averaged(node: OnnxNode) -> OnnxNode:
+        return replace(node, op=_AVERAGES[node.op]) if node.op in _AVERAGES else node
+
+    names = [node.name for node in model.nodes if node.op in _AVERAGES]
+    return replace(model, nodes=tuple(map(averaged, model.nodes))), names
+
+
+def effect(
+    original: bytes, names: list[str], rows: Array, shape: tuple[int, ...], outputs: Array
+) -> dict[str, Any]:
+    """What replacing `names` did: `outputs` [rows][elements] beside those of the `original` file up to its logits, on the same rows.
+
+    Raises ModelError if ONNX Runtime cannot run the original.
+    """
+    try:
+        session = onnxruntime.InferenceSession(original, providers=["CPUExecutionProvider"])
+        source = session.get_inputs()[0]
+        kind = np.float64 if source.type == "tensor(double)" else np.float32
+        results = [session.run(None, {source.name: row.reshape(shape).astype(kind)})[0] for row in rows]
+    except Exception as error:  # it raises a dozen types of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"ONNX Runtime cannot run the model to compare with: {reason}") from None
+    before = np.array([result.reshape(-1) for result in results])
+    return {
+        "replaced": names,
+        "rows": len(rows),
+        "same_class": float((before.argmax(axis=1) == outputs.argmax(axis=1)).mean()),
+        "largest_change": float(np.abs(before - outputs).max()),
+        "largest_logit": float(np.abs(before).max()),
+    }

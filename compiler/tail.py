@@ -1,0 +1,182 @@
+"""Cutting an ONNX graph at its logits: softmax, arg max, label look-ups and the like run on the client, after decryption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckks.errors import ModelError
+
+# Operators that turn logits into probabilities or a label.
+_HEADS = {
+    "Softmax": "softmax",
+    "LogSoftmax": "softmax",
+    "Hardmax": "softmax",
+    "ArgMax": "softmax",
+    "Sigmoid": "sigmoid",
+}
+# What exporters put behind them: formats, 1 - p, normalised sums, names of labels. None of these may read the logits themselves.
+_AFTER = {
+    "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Sub", "ZipMap", "Normalizer", "ArgMax", "Greater",
+    "GreaterOrEqual", "Binarizer", "ArrayFeatureExtractor", "LabelEncoder", "Not",
+}  # fmt: skip
+_TRANSFORMS = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "NONE": "none"}
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What was cut off. logits: the name of the new output. post: "softmax", "sigmoid" or "none"; labels: the class names found.
+
+    axis: of the operator that reads the logits, None where there is none; to_end: it spans that axis and all after it (Softmax before
+    opset 13), else that axis alone.
+    """
+
+    logits: str
+    post: str
+    labels: tuple[str, ...] = ()
+    axis: int | None = None
+    to_end: bool = False
+
+
+def cut_tail(proto: Any, source: str) -> Tail:
+    """Cut `proto` (an onnx.ModelProto, one that passed the checker) in place at the logits that follow from input `source`.
+
+    What no longer reaches the output is dropped as well. Raises ModelError if there are several outputs that are no such logits.
+    """
+    graph = proto.graph
+    nodes = list(graph.node)
+    classifier = _open_classifiers(nodes)
+    encrypted = _dependent(nodes, source)
+    cut = _tail_nodes(nodes, encrypted, {o.name for o in graph.output}, classifier)
+    made = {name for i in cut for name in nodes[i].output}
+    ends = {o.name for o in graph.output} | {name for i in cut for name in nodes[i].input}
+    labels_of = {
+        n.output[0]: n.output[1] for n in nodes if n.op_type == "LinearClassifier" and len(n.output) > 1
+    }
+    ends = {labels_of.get(name, name) for name in ends if name in encrypted and name not in made}
+    if not ends:
+        raise ModelError(f"no output depends on the input {source!r}")
+    if classifier and ends != set(classifier):
+        raise ModelError(
+            "linear classifiers are parts of the model; export one multi-class classifier instead"
+        )
+    if len(ends) != 1:
+        names = ", ".join(sorted(map(repr, ends))[:5])
+        raise ModelError(f"the model has {len(ends)} outputs ({names}); keep only the logits")
+    (logits,) = ends
+    if any(name != logits for name in classifier):
+        raise ModelError(
+            "several linear classifiers make up the model; export one multi-class classifier instead"
+        )
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    head = next((nodes[i] for i in cut if logits in nodes[i].input and nodes[i].op_type in _HEADS), None)
+    tail = Tail(
+        logits,
+        classifier.get(logits)
+        or next((_HEADS[nodes[i].op_type] for i in cut if nodes[i].op_type in _HEADS), "softmax"),
+        _labels(graph, nodes),
+        None if head is None else _axis(head, opset),
+        opset < 13,
+    )
+    if any(n.op_type == "LinearRegressor" and logits in n.output for n in nodes):
+        tail = Tail(logits, "none")
+    _keep(proto, [n for i, n in enumerate(nodes) if i not in cut], logits)
+    return tail
+
+
+def _open_classifiers(nodes: Sequence[Any]) -> dict[str, str]:
+    """Let every LinearClassifier give plain scores; what it did to them, by the scores' name."""
+    found = {}
+    for node in nodes:
+        if node.op_type == "LinearClassifier" and len(node.output) > 1:
+            for attribute in node.attribute:
+                if attribute.name == "post_transform" and attribute.s.decode(errors="replace") in _TRANSFORMS:
+                    found[node.output[1]] = _TRANSFORMS[attribute.s.decode()]
+                    attribute.s = b"NONE"
+            found.setdefault(node.output[1], "none")
+    return found
+
+
+def _dependent(nodes: Sequence[Any], source: str) -> set[str]:
+    """Names of the values that depend on the values (not only the shape) of `source`."""
+    found = {source}
+    for node in nodes:
+        if node.op_type not in ("Shape", "Size") and any(name in found for name in node.input):
+            found.update(name for name in node.output if name)
+    return found
+
+
+def _tail_nodes(
+    nodes: Sequence[Any], encrypted: set[str], outputs: set[str], classifier: dict[str, str]
+) -> set[int]:
+    """Indices of the nodes to cut: each leads to outputs through such nodes only, and reads the logits only if it is a head."""
+    users: dict[str, list[int]] = {}
+    for i, node in enumerate(nodes):
+        for name in node.input:
+            users.setdefault(name, []).append(i)
+    opened = {name for node in nodes if node.op_type == "LinearClassifier" for name in node.output}
+    cut = {i for i, n in enumerate(nodes) if n.op_type in _AFTER or n.op_type in _HEADS}
+    while True:
+        made = {name for i in cut for name in nodes[i].output} | (opened if classifier else set())
+
+        def fits(i: int, made: set[str] = made, cut: set[int] = cut) -> bool:
+            reads = [name for name in nodes[i].input if name in encrypted]
+            ends = all(user in cut for name in nodes[i].output for user in users.get(name, []))
+            reaches = any(name in outputs or name in users for name in nodes[i].output)
+            return (
+                bool(reads)
+                and ends
+                and reaches
+                and (nodes[i].op_type in _HEADS or all(r in made for r in reads))
+            )
+
+        kept = {i for i in cut if fits(i)}
+        if kept == cut:
+            return kept
+        cut = kept
+
+
+def _axis(head: Any, opset: int) -> int | None:
+    if head.op_type == "Sigmoid":
+        return None
+    default = 0 if head.op_type == "ArgMax" else (1 if opset < 13 else -1)
+    return next((int(a.i) for a in head.attribute if a.name == "axis"), default)
+
+
+def _labels(graph: Any, nodes: Sequence[Any]) -> tuple[str, ...]:
+    """Names of the classes as scikit-learn's converters leave them: in ZipMap, in LinearClassifier, or as a tensor to look up in."""
+    for node in nodes:
+        for attribute in node.attribute if node.op_type in ("ZipMap", "LinearClassifier") else ():
+            if attribute.name in ("classlabels_strings", "classlabels_ints", "classlabels_int64s"):
+                found = [s.decode(errors="replace") for s in attribute.strings] or [
+                    str(i) for i in attribute.ints
+                ]
+                if found:
+                    return tuple(found)
+    tables = {n.input[0] for n in nodes if n.op_type == "ArrayFeatureExtractor" and n.input}
+    for tensor in graph.initializer:
+        if tensor.name in tables:
+            numbers = list(tensor.int32_data) or list(tensor.int64_data)
+            return tuple([s.decode(errors="replace") for s in tensor.string_data] or map(str, numbers))
+    return ()
+
+
+def _keep(proto: Any, nodes: Sequence[Any], logits: str) -> None:
+    """Reduce the graph to what `logits` needs, and make it the only output."""
+    needed, kept = {logits}, []
+    for node in reversed(nodes):
+        if any(name in needed for name in node.output):
+            needed.update(node.input)
+            kept.append(node)
+    nodes = [type(n).FromString(n.SerializeToString()) for n in reversed(kept)]
+    used = [t for t in proto.graph.initializer if t.name in needed]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    if len(used) < len(proto.graph.initializer):
+        tensors = [type(t).FromString(t.SerializeToString()) for t in used]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(tensors)
+    if [o.name for o in proto.graph.output] != [logits]:
+        del proto.graph.output[:]
+        proto.graph.output.add().name = logits
