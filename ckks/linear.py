@@ -7,11 +7,10 @@ by P ends the transform. Everything modulo Q*P stands for P times the value of i
 
 from __future__ import annotations
 
-from functools import reduce
-
 import numpy as np
 
 from ckks.backends import Backend
+from ckks.circuit import Hops, rotation_path
 from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
 from ckks.types import Ciphertext, EvaluationKeys, Residues
@@ -27,9 +26,13 @@ def linear_transform(
     weight: str,
     weight_scale: float,
     terms: Terms,
+    baby_hops: Hops = (),
+    giant_hops: Hops = (),
 ) -> Ciphertext:
     """y[t] = sum_k diagonal_k[t] * x[t + giant_k + baby_k] for the slots x of `a` (two polynomials).
 
+    Hops (ckks.circuit.Instruction) stand in for keys: a baby is then rotated from another baby, and what giants share of their way is
+    rotated once, for the sum of them.
     The result has a's level and scale a.scale * weight_scale. Raises EvaluationError, MissingKeyError.
     """
     level, slots = a.level, backend.parameters.slots
@@ -38,17 +41,30 @@ def linear_transform(
     rows = backend.parameters.extended_rows(level)
     steps = [(giant % slots, baby % slots) for giant, baby in terms]
     diagonals = weights.diagonals(weight, level, weight_scale, tuple(giant for giant, _ in steps))
-    babies = rotations_times_p(backend, keys, a, {baby for _, baby in steps})
+    paths = rotation_path({baby for _, baby in steps}, baby_hops, slots)
+    hoisted = {step for step, parent, _ in paths if parent == 0}
+    babies = rotations_times_p(backend, keys, a, hoisted | ({0} & {baby for _, baby in steps}))
+    for step, parent, key in paths:
+        if parent:
+            babies[step] = _rotate(backend, keys, babies[parent], level, key)
 
-    def giant_step(giant: int) -> Residues:
+    sums: dict[int, Residues] = {}
+
+    def collect(giant: int, x: Residues) -> None:
+        sums[giant] = backend.add(sums[giant], x, rows) if giant in sums else x
+
+    def inner(giant: int) -> None:
         chosen = [i for i, step in enumerate(steps) if step[0] == giant]
-        rotated = [babies[steps[i][1]] for i in chosen]
-        inner = backend.multiply_sum(rotated, [diagonals[i] for i in chosen], rows)
-        return _rotate_giant(backend, keys, inner, level, giant) if giant else inner
+        if chosen:
+            rotated = [babies[steps[i][1]] for i in chosen]
+            collect(giant, backend.multiply_sum(rotated, [diagonals[i] for i in chosen], rows))
 
-    giants = sorted({giant for giant, _ in steps})
-    total = reduce(lambda x, y: backend.add(x, y, rows), map(giant_step, giants))
-    return Ciphertext(backend.mod_down(total, level), level, a.scale * weight_scale)
+    # Children before parents: what has met at a step goes on together.
+    for giant, parent, key in reversed(rotation_path({giant for giant, _ in steps}, giant_hops, slots)):
+        inner(giant)
+        collect(parent, _rotate(backend, keys, sums.pop(giant), level, key))
+    inner(0)
+    return Ciphertext(backend.mod_down(sums[0], level), level, a.scale * weight_scale)
 
 
 def rotations_times_p(
@@ -75,7 +91,7 @@ def rotations_times_p(
     return rotations
 
 
-def _rotate_giant(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
+def _rotate(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
     """Rotate [2][level+1+K][N] modulo Q*P: only the half that meets the secret key is divided by P on the way."""
     digits = backend.decompose(backend.mod_down(x[1], level), level)
     element = backend.parameters.galois_element(step)
