@@ -7,7 +7,7 @@ the verifier (ckks/verify.py) can check a circuit without weights or keys, and a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,6 +19,7 @@ from ckks.errors import CircuitError
 from ckks.types import KeyNeeds
 
 Weights = Mapping[str, npt.NDArray[np.float64]]
+Hops = tuple[tuple[int, int], ...]
 
 
 class Op(str, Enum):
@@ -51,6 +52,8 @@ class Instruction:
     terms (LINEAR_TRANSFORM): one (giant, baby) pair per diagonal; the matrix maps slot vector x to
     y[t] = sum_k diagonal_k[t] * x[t + giant_k + baby_k], evaluated as sum_giant rot_giant(sum_baby rot_-giant(diagonal) * rot_baby(x))
     (baby steps and giant steps: Halevi and Shoup 2018, section 3). giant and baby are in 0..slots-1.
+    baby_hops, giant_hops (LINEAR_TRANSFORM): pairs (step, key) for the rotations that have no key of their own: the rotation by `step` is
+    the one by step - key (mod slots), again a hop or one with a key, followed by one by `key`. So few keys make many rotations.
     """
 
     op: Op
@@ -63,6 +66,8 @@ class Instruction:
     weight: str = ""
     weight_scale: float = 0.0
     terms: tuple[tuple[int, int], ...] = ()
+    baby_hops: Hops = ()
+    giant_hops: Hops = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,9 @@ class Circuit:
             }
             if ins.weight_scale:
                 row["weight_scale"] = ins.weight_scale.hex()
-            if ins.terms:
-                row["terms"] = [list(t) for t in ins.terms]
+            for k in _PAIRS:
+                if pairs := getattr(ins, k):
+                    row[k] = [list(pair) for pair in pairs]
             row |= {k: v for k in ("layer", "name", "steps", "weight") if (v := getattr(ins, k))}
             rows.append(row)
         return {"slots": self.slots, "instructions": rows}
@@ -122,6 +128,8 @@ class Circuit:
             if ins.terms:
                 babies, giants = len({b for _, b in ins.terms}), len({g for g, _ in ins.terms})
                 details.append(f"{len(ins.terms)} diagonals, {babies} babies, {giants} giants")
+            if hops := len(ins.baby_hops) + len(ins.giant_hops):
+                details.append(f"{hops} hops")
             text = f"%{i} = {ins.op.value} {', '.join(details)}"
             lines.append(
                 f"{text:<72} : level {ins.level}, scale 2^{np.log2(ins.scale):.3f}  {ins.layer}".rstrip()
@@ -134,10 +142,35 @@ def rotation_steps(ins: Instruction, slots: int) -> set[int]:
     if ins.op is Op.ROTATE:
         return {ins.steps % slots} - {0}
     if ins.op is Op.LINEAR_TRANSFORM:
-        return {step % slots for term in ins.terms for step in term} - {0}
+        babies, giants = {b for _, b in ins.terms}, {g for g, _ in ins.terms}
+        used = rotation_path(babies, ins.baby_hops, slots) + rotation_path(giants, ins.giant_hops, slots)
+        return {key for _, _, key in used}
     return set()
 
 
+def rotation_path(steps: Set[int], hops: Hops, slots: int) -> list[tuple[int, int, int]]:
+    """How to reach the rotations `steps` from none: (step, parent, key), every parent before its children, nothing twice.
+
+    Steps are taken modulo `slots`; 0 is where all paths begin and is not listed. Raises CircuitError for hops in a circle.
+    """
+    keys = dict(hops)
+    reached = {0}
+    found: list[tuple[int, int, int]] = []
+    for step in sorted(s % slots for s in steps):
+        path: list[tuple[int, int, int]] = []
+        while step not in reached:
+            key = keys.get(step, step)
+            parent = (step - key) % slots
+            reached.add(step)
+            path.append((step, parent, key))
+            step = parent
+        if any(step == s for s, _, _ in path):
+            raise CircuitError(f"the hops to rotation {step} run in a circle")
+        found += reversed(path)
+    return found
+
+
+_PAIRS = ("terms", "baby_hops", "giant_hops")
 _FIELDS = {f.name for f in dataclasses.fields(Instruction)}
 
 
@@ -156,7 +189,7 @@ def _text(value: object) -> str:
 def _instruction(row: dict[str, Any]) -> Instruction:
     if unknown := set(row) - _FIELDS:
         raise ValueError(f"unknown fields {sorted(unknown)}")
-    terms = tuple((_integer(giant), _integer(baby)) for giant, baby in row.get("terms", ()))
+    pairs = {k: tuple((_integer(a), _integer(b)) for a, b in row.get(k, ())) for k in _PAIRS}
     return Instruction(
         op=Op(row["op"]),
         operands=tuple(_integer(o) for o in row["operands"]),
@@ -167,5 +200,5 @@ def _instruction(row: dict[str, Any]) -> Instruction:
         steps=_integer(row.get("steps", 0)),
         weight=_text(row.get("weight", "")),
         weight_scale=float.fromhex(row.get("weight_scale", "0x0p+0")),
-        terms=terms,
+        **pairs,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckks.circuit import Weights
+from ckks.circuit import Hops, Weights, rotation_path
 from ckks.errors import EvaluationError
 from ckks.noise import NoiseModel
 from ckks.parameters import Parameters
@@ -86,23 +86,34 @@ class CleartextEvaluator:
         return self._value(np.roll(a.slots, -steps, axis=-1), a.level, a.scale, self._switch(a))
 
     def linear_transform(
-        self, a: ClearValue, weight: str, weight_scale: float, terms: tuple[tuple[int, int], ...]
+        self,
+        a: ClearValue,
+        weight: str,
+        weight_scale: float,
+        terms: tuple[tuple[int, int], ...],
+        baby_hops: Hops = (),
+        giant_hops: Hops = (),
     ) -> ClearValue:
         """Noise: each baby step's key switch passes through its diagonals, each giant step adds a key switch and two roundings
-        (mod-down before and after it); the encoding error of a diagonal multiplies the message."""
+        (mod-down before and after it); the encoding error of a diagonal multiplies the message. A hop adds a key switch and a rounding;
+        what babies share of it meets a diagonal in different slots, so that variances add."""
         diagonals, slots = self.weights[weight], self.parameters.slots
         scale = a.scale * weight_scale
         result = np.zeros_like(a.slots)
         variance = np.zeros_like(a.slots)
-        baby_variance = self._noise.key_switch(a.level, a.scale) ** 2
+        first = self._noise.key_switch(a.level, a.scale) ** 2
+        baby_variance = {0: 0.0}
+        for step, parent, _ in rotation_path({b for _, b in terms}, baby_hops, slots):
+            more = first + (self._noise.rounding(a.scale) ** 2 if parent else 0.0)
+            baby_variance[step] = baby_variance[parent] + more
         encoding_variance = self._noise.encoding(weight_scale, diagonals.shape[-1]) ** 2
         for diagonal, (giant, baby) in zip(diagonals, terms, strict=True):
             d = np.tile(diagonal, slots // diagonal.shape[-1])
             shifted = np.roll(a.slots, -(giant + baby), axis=-1)
             result += d * shifted
             if self._rng is not None:
-                variance += d * d * (baby_variance if baby else 0.0) + shifted * shifted * encoding_variance
-        giants = len({giant for giant, _ in terms} - {0})
+                variance += d * d * baby_variance[baby % slots] + shifted * shifted * encoding_variance
+        giants = len(rotation_path({giant for giant, _ in terms}, giant_hops, slots))
         rounding, switch = self._noise.rounding(scale) ** 2, self._noise.key_switch(a.level, scale) ** 2
         return self._value(
             result, a.level, scale, np.sqrt(variance + giants * (switch + rounding) + rounding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ckks.circuit import Hops, rotation_path
 from ckks.parameters import Parameters
 
 
@@ -91,16 +92,26 @@ class CountingEvaluator:
         return a
 
     def linear_transform(
-        self, a: CountedValue, weight: str, weight_scale: float, terms: tuple[tuple[int, int], ...]
+        self,
+        a: CountedValue,
+        weight: str,
+        weight_scale: float,
+        terms: tuple[tuple[int, int], ...],
+        baby_hops: Hops = (),
+        giant_hops: Hops = (),
     ) -> CountedValue:
-        babies, giants = {b for _, b in terms} - {0}, {g for g, _ in terms} - {0}
+        slots = self.parameters.slots
+        babies = rotation_path({b for _, b in terms}, baby_hops, slots)
+        giants = rotation_path({g for g, _ in terms}, giant_hops, slots)
+        hoisted = sum(parent == 0 for _, parent, _ in babies)
+        alone = len(babies) - hoisted + len(giants)
         rows = a.level + 1 + len(self.parameters.special_primes)
         self._count("linear_transform")
         self._count("diagonal", products=2 * rows, times=len(terms))
         self._decompose(a.level, times=1 if babies else 0)
         self._key_product(a.level, times=len(babies) + len(giants))
-        self._mod_down(a.level, 1, times=len(giants))
-        self._decompose(a.level, times=len(giants))
+        self._mod_down(a.level, 1, times=alone)
+        self._decompose(a.level, times=alone)
         self._mod_down(a.level, 2)
         return a
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ckks import linear
 from ckks.backends import Backend
-from ckks.circuit import Weights
+from ckks.circuit import Hops, Weights
 from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
 from ckks.types import Ciphertext, EvaluationKeys, Residues, require_same
@@ -101,11 +101,20 @@ class CkksEvaluator:
         return [rotated[step] for step in wanted]
 
     def linear_transform(
-        self, a: Ciphertext, weight: str, weight_scale: float, terms: linear.Terms
+        self,
+        a: Ciphertext,
+        weight: str,
+        weight_scale: float,
+        terms: linear.Terms,
+        baby_hops: Hops = (),
+        giant_hops: Hops = (),
     ) -> Ciphertext:
-        """A matrix by diagonals (terms: ckks.circuit.Instruction): a's level, scale a.scale * weight_scale."""
+        """A matrix by diagonals (terms, hops: ckks.circuit.Instruction): a's level, scale a.scale * weight_scale."""
         _require_two(a)
-        return linear.linear_transform(self.backend, self.keys, self.weights, a, weight, weight_scale, terms)
+        hops = baby_hops, giant_hops
+        return linear.linear_transform(
+            self.backend, self.keys, self.weights, a, weight, weight_scale, terms, *hops
+        )
 
     def _match(self, a: Ciphertext, b: Ciphertext) -> Residues:
         require_same(a, b)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
-from ckks.circuit import Circuit, Instruction, Op
+from ckks.circuit import Circuit, Hops, Instruction, Op
 from ckks.errors import EvaluationError
 
 C = TypeVar("C")
@@ -27,7 +27,13 @@ class Evaluator(Protocol[C]):
     def drop_level(self, a: C, level: int) -> C: ...
     def rotate(self, a: C, steps: int) -> C: ...
     def linear_transform(
-        self, a: C, weight: str, weight_scale: float, terms: tuple[tuple[int, int], ...]
+        self,
+        a: C,
+        weight: str,
+        weight_scale: float,
+        terms: tuple[tuple[int, int], ...],
+        baby_hops: Hops = (),
+        giant_hops: Hops = (),
     ) -> C: ...
 
 
@@ -86,6 +92,7 @@ def _apply(ins: Instruction, operands: list[C], evaluator: Evaluator[C]) -> C:
         case Op.ROTATE:
             return evaluator.rotate(a, ins.steps)
         case Op.LINEAR_TRANSFORM:
-            return evaluator.linear_transform(a, ins.weight, ins.weight_scale, ins.terms)
+            hops = ins.baby_hops, ins.giant_hops
+            return evaluator.linear_transform(a, ins.weight, ins.weight_scale, ins.terms, *hops)
         case _:
             raise EvaluationError(f"{ins.op.value} is not an operation on values")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ckks.backends import Backend
+from ckks.circuit import Hops, rotation_path
 from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
 from ckks.types import Ciphertext, EvaluationKeys, Residues
@@ -27,9 +28,13 @@ def linear_transform(
     weight: str,
     weight_scale: float,
     terms: Terms,
+    baby_hops: Hops = (),
+    giant_hops: Hops = (),
 ) -> Ciphertext:
     """y[t] = sum_k diagonal_k[t] * x[t + giant_k + baby_k] for the slots x of `a` (two polynomials).
 
+    Hops (ckks.circuit.Instruction) stand in for keys: a baby is then rotated from another baby, and what giants share of their way is
+    rotated once, for the sum of them.
     The result has a's level and scale a.scale * weight_scale. Raises EvaluationError, MissingKeyError.
     """
     level, slots = a.level, backend.parameters.slots
@@ -38,21 +43,36 @@ def linear_transform(
     rows = backend.parameters.extended_rows(level)
     steps = [(giant % slots, baby % slots) for giant, baby in terms]
     diagonals = weights.diagonals(weight, level, weight_scale, tuple(giant for giant, _ in steps))
-    babies = rotations_times_p(backend, keys, a, {baby for _, baby in steps})
+    paths = rotation_path({baby for _, baby in steps}, baby_hops, slots)
+    hoisted = {step for step, parent, _ in paths if parent == 0}
+    babies = rotations_times_p(backend, keys, a, hoisted | ({0} & {baby for _, baby in steps}))
+    for step, parent, key in paths:
+        if parent:
+            babies[step] = _rotate(backend, keys, babies[parent], level, key)
     place = {baby: i for i, baby in enumerate(babies)}
-    giants = sorted({giant for giant, _ in steps})
-    total = None
-    for first in range(0, len(giants), _GIANTS_AT_ONCE):
-        some = giants[first : first + _GIANTS_AT_ONCE]
+    used = {giant for giant, _ in steps}
+    totals: dict[int, Residues] = {}
+
+    def collect(giant: int, x: Residues) -> None:
+        totals[giant] = backend.add(totals[giant], x, rows) if giant in totals else x
+
+    # Children before parents: what has met at a step goes on together. Step 0, where all paths end, comes last.
+    order = [*reversed(rotation_path(used, giant_hops, slots)), (0, 0, 0)]
+    for first in range(0, len(order), _GIANTS_AT_ONCE):
+        some = order[first : first + _GIANTS_AT_ONCE]
+        wanted = [giant for giant, _, _ in some if giant in used]
         sums = [
-            [(place[baby], diagonals[i]) for i, (giant, baby) in enumerate(steps) if giant == wanted]
-            for wanted in some
+            [(place[baby], diagonals[i]) for i, (giant, baby) in enumerate(steps) if giant == g]
+            for g in wanted
         ]
-        for giant, inner in zip(some, backend.multiply_sums([*babies.values()], sums, rows), strict=True):
-            turned = _rotate_giant(backend, keys, inner, level, giant) if giant else inner
-            total = turned if total is None else backend.add(total, turned, rows)
-    assert total is not None  # there is at least one term
-    return Ciphertext(backend.mod_down(total, level), level, a.scale * weight_scale)
+        inner = list(backend.multiply_sums([*babies.values()], sums, rows)) if sums else []
+        found = dict(zip(wanted, inner, strict=True))
+        for giant, parent, key in some:
+            if giant in found:
+                collect(giant, found.pop(giant))
+            if giant:
+                collect(parent, _rotate(backend, keys, totals.pop(giant), level, key))
+    return Ciphertext(backend.mod_down(totals[0], level), level, a.scale * weight_scale)
 
 
 def rotations_times_p(
@@ -79,7 +99,7 @@ def rotations_times_p(
     return rotations
 
 
-def _rotate_giant(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
+def _rotate(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
     """Rotate [2][level+1+K][N] modulo Q*P: only the half that meets the secret key is divided by P on the way."""
     digits = backend.decompose(backend.mod_down(x[1], level), level)
     element = backend.parameters.galois_element(step)

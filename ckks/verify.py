@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ckks.bundle import Bundle
-from ckks.circuit import ARITY, Circuit, Instruction, Op, Weights
+from ckks.circuit import ARITY, Circuit, Hops, Instruction, Op, Weights, rotation_path
 from ckks.errors import CircuitError
 from ckks.parameters import Parameters
 from ckks.types import same_scale
@@ -111,8 +111,18 @@ def _check_attributes(ins: Instruction, slots: int, weights: Weights) -> None:
             )
         if any(not 0 <= step < slots for term in ins.terms for step in term):
             raise CircuitError(f"a term is outside 0..{slots - 1}")
+        _check_hops({b for _, b in ins.terms}, ins.baby_hops, slots)
+        _check_hops({g for g, _ in ins.terms}, ins.giant_hops, slots)
     elif w.ndim != 1:
         raise CircuitError(f"weight {ins.weight!r} must be a vector")
+
+
+def _check_hops(steps: set[int], hops: Hops, slots: int) -> None:
+    if any(not 0 < n < slots for hop in hops for n in hop):
+        raise CircuitError(f"a hop is outside 1..{slots - 1}")
+    used = {step for step, _, _ in rotation_path(steps, hops, slots)}
+    if len(dict(hops)) != len(hops) or not used.issuperset(dict(hops)):
+        raise CircuitError("a hop is stated twice or never used")
 
 
 def _check_interface(circuit: Circuit, bundle: Bundle, weights: Weights) -> None:

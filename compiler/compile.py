@@ -19,10 +19,12 @@ from ckks.circuit import Circuit, Op, Weights
 from ckks.errors import ModelError
 from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
 from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
+from ckks.security import MAX_LOG_QP, REQUIRED_BITS
 from ckks.verify import verify
 from compiler.condition import Program, condition
 from compiler.fold import fold
 from compiler.graph import Array, Graph, Shape
+from compiler.keysets import Keys, choose, compose, tradeoff
 from compiler.layouts import Layout
 from compiler.levels import Levels, assign_levels
 from compiler.lower import lower
@@ -30,7 +32,14 @@ from compiler.maxpool import average_for_max, effect
 from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
 from compiler.pack import Packing, pack
-from compiler.parameters import MAX_SCALE_BITS, MIN_SCALE_BITS, Modulus, cheapest, digit_choices, fits
+from compiler.parameters import (
+    MAX_SCALE_BITS,
+    MIN_SCALE_BITS,
+    Modulus,
+    circuit_seconds,
+    digit_choices,
+    fits,
+)
 from compiler.precision import evaluate, promised_error
 from compiler.report import make_report
 
@@ -45,8 +54,20 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
+class _Demands:
+    """error: the largest that may be promised, in output units."""
+
+    error: float
+    keys: Keys
+    security: int
+
+
+@dataclass(frozen=True, eq=False)
 class _Compiled:
+    """plain: the circuit with a key for every rotation."""
+
     parameters: Parameters
+    plain: Circuit
     circuit: Circuit
     weights: Weights
     packing: Packing
@@ -59,6 +80,8 @@ def compile_model(
     calibration: npt.NDArray[np.float64] | None = None,
     precision: float = DEFAULT_PRECISION,
     maxpool: Literal["average"] | None = None,
+    keys: Keys = "fast",
+    security: int = REQUIRED_BITS,
     name: str,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -67,8 +90,9 @@ def compile_model(
     calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range, which
     for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
     logit, relative to the largest calibrated |logit|. maxpool: replace max pooling, with the effect in the report.
-    name: of letters, digits, dots, dashes. progress(stage) is called before each stage.
-    Raises ModelError naming the node and the remedy; never a set below 128-bit security.
+    keys: "fast"; "small", few keys for up to twice the time; or the bytes that a client's keys may take, for the fastest
+    circuit within them. security: 128, 192 or 256 bits. name: of letters, digits, dots, dashes. progress(stage) is
+    called before each stage. Raises ModelError naming the node and the remedy; never a set below the security asked for.
     """
     start = time.perf_counter()
     say = progress or (lambda stage: None)
@@ -76,6 +100,10 @@ def compile_model(
         raise ModelError(
             f"precision must be at least {MIN_PRECISION:.1e} and below 1 (relative to the largest logit), got {precision}"
         )
+    if security not in MAX_LOG_QP:
+        raise ModelError(f"security must be one of {sorted(MAX_LOG_QP)} bits, got {security}")
+    if isinstance(keys, int) and keys < 1:
+        raise ModelError(f"a budget for keys must be a positive number of bytes, got {keys}")
     say("reading")
     model = load_onnx(onnx_path)
     replaced: list[str] = []
@@ -87,8 +115,8 @@ def compile_model(
         say("folding")
         program = condition(fold(graph), rows)
     levels = assign_levels(program)
-    target = precision * max(program.largest_output, 1e-12)
-    compiled = _fit(graph, program, levels, rows, target, say)
+    demands = _Demands(precision * max(program.largest_output, 1e-12), keys, security)
+    compiled = _fit(graph, program, levels, rows, demands, say)
     say("verifying")
     try:
         bundle = _bundle(name, graph, program, compiled)
@@ -102,6 +130,8 @@ def compile_model(
     report["calibration"] = (
         f"{len(rows)} {'random rows in the declared range' if calibration is None else 'rows given'}"
     )
+    report["key_tradeoff"] = tradeoff(compiled.plain, compiled.parameters)
+    report["predicted_seconds"] = circuit_seconds(compiled.parameters, compiled.circuit)
     if replaced:
         say("measuring the replacement")
         ends = _ends(program, compiled.packing)
@@ -127,7 +157,7 @@ def _calibration_rows(graph: Graph, calibration: npt.NDArray[np.float64] | None)
 
 
 def _fit(
-    graph: Graph, program: Program, levels: Levels, rows: Array, target: float, say: Progress
+    graph: Graph, program: Program, levels: Levels, rows: Array, demands: _Demands, say: Progress
 ) -> _Compiled:
     """The smallest ring, and in it the smallest scale, that keeps the promise."""
     elements = max(math.prod(t.shape) for t in program.tensors)
@@ -136,18 +166,18 @@ def _fit(
         usable = [
             bits
             for bits in range(MIN_SCALE_BITS, MAX_SCALE_BITS + 1)
-            if fits(degree, _modulus(program, levels, bits))
+            if fits(degree, _modulus(program, levels, bits), demands.security)
         ]
         if elements > degree // 2 or not usable:
             continue
         say(f"packing for N=2^{log_degree}")
         packing = pack(program, levels, degree // 2)
-        found = _smallest_scale(graph, program, levels, packing, rows, target, usable, say)
+        found = _smallest_scale(graph, program, levels, packing, rows, demands, usable, say)
         if found is not None:
             return found
     raise ModelError(
-        f"no secure parameters fit {levels.top} levels, tensors of up to {elements} elements and this precision; "
-        "use fewer activations, a smaller picture or a larger precision"
+        f"no parameters of {demands.security}-bit security fit {levels.top} levels, tensors of up to {elements} elements "
+        "and this precision; use fewer activations, a smaller picture, a larger precision or a larger budget for keys"
     )
 
 
@@ -162,7 +192,7 @@ def _smallest_scale(
     levels: Levels,
     packing: Packing,
     rows: Array,
-    target: float,
+    demands: _Demands,
     usable: list[int],
     say: Progress,
 ) -> _Compiled | None:
@@ -172,28 +202,37 @@ def _smallest_scale(
     bits = min(max(30, low), high)
     while low <= high:
         say(f"simulating noise at scale 2^{bits}")
-        tried = _at_scale(graph, program, levels, packing, rows, bits)
-        if tried is not None and tried.promised <= target:
+        tried = _at_scale(graph, program, levels, packing, rows, bits, demands)
+        if tried is not None and tried.promised <= demands.error:
             best, high = tried, bits - 1
         else:
             low = bits + 1
-        step = math.ceil(math.log2(tried.promised / target)) if tried is not None else 1
+        step = math.ceil(math.log2(tried.promised / demands.error)) if tried is not None else 1
         bits = min(max(bits + step, low), high)
     return best
 
 
 def _at_scale(
-    graph: Graph, program: Program, levels: Levels, packing: Packing, rows: Array, bits: int
+    graph: Graph,
+    program: Program,
+    levels: Levels,
+    packing: Packing,
+    rows: Array,
+    bits: int,
+    demands: _Demands,
 ) -> _Compiled | None:
     degree = 2 * packing.slots
-    choices = digit_choices(degree, _modulus(program, levels, bits))
+    choices = digit_choices(degree, _modulus(program, levels, bits), demands.security)
     if not choices:
         return None
     circuit, _ = lower(program, packing, levels, choices[0], 2.0**bits, graph.output_name)
-    parameters = cheapest(choices, circuit)
-    circuit, weights = lower(program, packing, levels, parameters, 2.0**bits, graph.output_name)
-    promised = promised_error(circuit, weights, parameters, rows, _ends(program, packing))
-    return _Compiled(parameters, circuit, weights, packing, promised)
+    chosen = choose(circuit, choices, demands.keys)
+    if chosen is None:
+        return None
+    plain, weights = lower(program, packing, levels, chosen.parameters, 2.0**bits, graph.output_name)
+    circuit = compose(plain, chosen)
+    promised = promised_error(circuit, weights, chosen.parameters, rows, _ends(program, packing))
+    return _Compiled(chosen.parameters, plain, circuit, weights, packing, promised)
 
 
 def _ends(program: Program, packing: Packing) -> tuple[Layout, Layout]:

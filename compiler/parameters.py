@@ -1,17 +1,18 @@
-"""Choice of primes and key-switching digits: 128 bits of security first, then the least work and key material."""
+"""Choice of primes and key-switching digits: the security level first, then the least work and key material."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from ckks.circuit import Circuit, Op
-from ckks.counting import CountedValue, CountingEvaluator
+from ckks.counting import Cost, CountedValue, CountingEvaluator
 from ckks.errors import InputError
 from ckks.interpreter import run
 from ckks.parameters import Parameters
 from ckks.primes import MAX_PRIME_BITS, ntt_primes
-from ckks.security import max_log_qp
+from ckks.security import REQUIRED_BITS, max_log_qp
 
 MIN_SCALE_BITS, MAX_SCALE_BITS = 26, 50
 # P exceeds the largest digit by 2^SPECIAL_MARGIN: key-switching noise then stays near the rounding of its division.
@@ -32,16 +33,16 @@ class Modulus:
         return self.base_bits + self.levels * self.scale_bits
 
 
-def fits(degree: int, modulus: Modulus) -> bool:
-    """Whether some digit size could make this chain secure at `degree`: one digit per limb is the least."""
+def fits(degree: int, modulus: Modulus, security: int = REQUIRED_BITS) -> bool:
+    """Whether some digit size could give this chain `security` bits at `degree`: one digit per limb is the least."""
     special = max(modulus.base_bits, modulus.scale_bits if modulus.levels else 0)
-    return modulus.base_bits <= MAX_PRIME_BITS and modulus.bits + special <= max_log_qp(degree)
+    return modulus.base_bits <= MAX_PRIME_BITS and modulus.bits + special <= max_log_qp(degree, security)
 
 
-def digit_choices(degree: int, modulus: Modulus) -> list[Parameters]:
-    """Every secure parameter set over this chain, one per digit size and number of special primes."""
+def digit_choices(degree: int, modulus: Modulus, security: int = REQUIRED_BITS) -> list[Parameters]:
+    """Every parameter set over this chain with `security` bits (128, 192, 256), one per digit size and number of special primes."""
     limbs = modulus.levels + 1
-    if not fits(degree, modulus):
+    if not fits(degree, modulus, security):
         return []
     try:
         base = ntt_primes(degree, modulus.base_bits, 1)
@@ -61,10 +62,12 @@ def digit_choices(degree: int, modulus: Modulus) -> list[Parameters]:
                     continue
                 try:
                     special = ntt_primes(degree, bits, count, exclude=data)
-                    found.append(Parameters(degree, data, special, alpha))
-                    break
+                    made = Parameters(degree, data, special, alpha)
                 except InputError:
                     continue
+                if made.security_bits >= security:
+                    found.append(made)
+                    break
     return found
 
 
@@ -75,10 +78,12 @@ def key_bytes(parameters: Parameters, circuit: Circuit) -> int:
         *needs.rotations.values(),
         *([needs.relinearisation] if needs.relinearisation is not None else []),
     ]
-    return sum(
-        len(parameters.digits(level)) * _row_bytes(parameters, parameters.extended_rows(level))
-        for level in levels
-    )
+    return sum(key_size(parameters, level) for level in levels)
+
+
+def key_size(parameters: Parameters, level: int) -> int:
+    """Bytes of one seeded evaluation key for use at `level` and below."""
+    return len(parameters.digits(level)) * _row_bytes(parameters, parameters.extended_rows(level))
 
 
 def ciphertext_bytes(parameters: Parameters, level: int) -> int:
@@ -97,13 +102,35 @@ def count(parameters: Parameters, circuit: Circuit) -> CountingEvaluator:
     return evaluator
 
 
-def cheapest(choices: list[Parameters], circuit: Circuit) -> Parameters:
-    """The set with the least time, an upload of its keys included. Only levels matter, so any of them may have made `circuit`."""
+def cost_seconds(parameters: Parameters, cost: Cost) -> float:
+    """Predicted time on one thread: a limb transform at N=2^14 takes 38 us, a limb product a third of that."""
+    return (cost.ntts + cost.products / 3) * 38e-6 * parameters.degree / (1 << 14)
 
-    def seconds(p: Parameters) -> float:
-        # A limb transform at N=2^14 takes 38 us, a limb product a third of that (one thread); a key byte is read at 10 GB/s
-        # each time, and uploaded once: one in 1,000 inferences at 100 MB/s.
-        cost = count(p, circuit).cost
-        return (cost.ntts + cost.products / 3) * 38e-6 * p.degree / (1 << 14) + key_bytes(p, circuit) / 5e9
 
-    return min(choices, key=seconds)
+def circuit_seconds(parameters: Parameters, circuit: Circuit) -> float:
+    """Predicted time of one evaluation on one thread."""
+    return cost_seconds(parameters, count(parameters, circuit).cost)
+
+
+@cache
+def switch_seconds(parameters: Parameters, level: int) -> tuple[float, float, float]:
+    """Predicted time at `level` of a hoisted rotation in a linear transform, of one there that decomposes anew, and of one alone."""
+
+    def transform(terms: tuple[tuple[int, int], ...]) -> float:
+        evaluator = CountingEvaluator(parameters)
+        evaluator.linear_transform(CountedValue(level), "", 1.0, terms)
+        return cost_seconds(parameters, evaluator.cost)
+
+    two_babies, one_baby = transform(((0, 1), (0, 2))), transform(((0, 1), (0, 0)))
+    alone = CountingEvaluator(parameters)
+    alone.rotate(CountedValue(level), 1)
+    both = transform(((1, 1), (0, 0)))
+    return two_babies - one_baby, both - one_baby, cost_seconds(parameters, alone.cost)
+
+
+def cheapest(choices: list[Parameters], circuit: Circuit, byte_seconds: float = 1 / 5e9) -> Parameters:
+    """The set with the least time, keys included. Only levels matter, so any of them may have made `circuit`.
+
+    byte_seconds: the price of a key byte. It is read at 10 GB/s each time, and uploaded once: one in 1,000 inferences at 100 MB/s.
+    """
+    return min(choices, key=lambda p: circuit_seconds(p, circuit) + key_bytes(p, circuit) * byte_seconds)

@@ -59,6 +59,11 @@ def compile_command(
     calibrate: Calibrate = None,
     precision: Precision = 1e-3,
     maxpool: MaxPool = None,
+    keys: Annotated[
+        str,
+        typer.Option(metavar="fast|small|BYTES", help="What clients upload once, against time per image."),
+    ] = "fast",
+    security: Annotated[int, typer.Option(metavar="128|192|256", help="Bits of security.")] = 128,
     as_json: Json = False,
 ) -> None:
     """Compile an ONNX model to a CKKS circuit."""
@@ -71,11 +76,23 @@ def compile_command(
             calibration=read_calibration(calibrate),
             precision=precision,
             maxpool=read_maxpool(maxpool),
+            keys=_keys(keys),
+            security=security,
             name=model_name(output),
             progress=lambda phase: report(phase, 0, 1),
         )
     save_model(output, compiled)
     _show(output, as_json)
+
+
+def _keys(text: str) -> Literal["fast", "small"] | int:
+    """The --keys option. Raises InputError."""
+    named: dict[str, Literal["fast", "small"]] = {"fast": "fast", "small": "small"}
+    if text in named:
+        return named[text]
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise InputError(f"--keys takes fast, small or a number of bytes, got {text!r}")
+    return int(text)
 
 
 def inspect(
