@@ -69,9 +69,8 @@ class CkksEvaluator:
         """Three polynomials -> two, same level and scale."""
         if a.polys.shape[0] != 3:
             raise EvaluationError(f"relinearisation takes three polynomials, got {a.polys.shape[0]}")
-        digits = self.backend.decompose(a.polys[2], a.level)
         key = self.keys.relinearisation_at(a.level)
-        product = self.backend.key_product(digits, key, a.level, moved=a.polys[:2])
+        product = self.backend.key_switch(a.polys[2], key, a.level, moved=a.polys[:2])
         return self._like(a, self.backend.mod_down(product, a.level))
 
     def rescale(self, a: Ciphertext) -> Ciphertext:

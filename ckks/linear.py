@@ -89,18 +89,21 @@ def rotations_times_p(
         factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
         specials = np.zeros((2, len(p.special_primes), p.degree), dtype=np.uint64)  # P*c is 0 modulo them
         rotations[0] = np.concatenate([backend.multiply_scalars(a.polys, factors, data), specials], axis=1)
-    if others := sorted(steps - {0}):
-        digits = backend.decompose(a.polys[1], level)
-        for step in others:
-            # An automorphism maps coefficients to plus or minus coefficients, and digits are centred in a
-            # symmetric range: it commutes with decomposition.
-            key, element = keys.rotation(step, level), p.galois_element(step)
+    others = sorted(steps - {0})
+    digits = backend.decompose(a.polys[1], level) if len(others) > 1 else None
+    for step in others:
+        key, element = keys.rotation(step, level), p.galois_element(step)
+        # An automorphism maps coefficients to plus or minus coefficients, and digits are centred in a
+        # symmetric range: it commutes with decomposition.
+        if digits is None:
+            rotations[step] = backend.key_switch(a.polys[1], key, level, element, a.polys[:1])
+        else:
             rotations[step] = backend.key_product(digits, key, level, element, a.polys[:1])
     return rotations
 
 
 def _rotate(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
     """Rotate [2][level+1+K][N] modulo Q*P: only the half that meets the secret key is divided by P on the way."""
-    digits = backend.decompose(backend.mod_down(x[1], level), level)
     element = backend.parameters.galois_element(step)
-    return backend.key_product(digits, keys.rotation(step, level), level, element, x[:1])
+    divided = backend.mod_down(x[1], level)
+    return backend.key_switch(divided, keys.rotation(step, level), level, element, x[:1])

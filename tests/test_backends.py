@@ -121,6 +121,22 @@ def test_transforms(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_transforms_of_the_largest_ring(kind: str) -> None:
+    """Most passes, at the primes on both sides of 2^45, where the vector kernels cease to reduce on the way, and last below 2^49."""
+    degree = 1 << 16
+    around = sorted(ntt_primes(degree, 45, 12))
+    primes = [q for q in around if q < 2**45][-1:] + [q for q in around if q > 2**45][:1]
+    p = Parameters(degree, (*primes, *primes_near(degree, 49, 2)[-1:]), (primes_near(degree, 50, 1)), 1)
+    rows = (0, 1, 2)
+    x = residues(p, rows, kind=kind)
+    values, back = ReferenceBackend(p).forward(x, rows), ReferenceBackend(p).inverse(x, rows)
+    for name in CPUS:
+        cpu = CpuBackend(p, 1, name)
+        assert_same(cpu.forward(x, rows), values)
+        assert_same(cpu.inverse(x, rows), back)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETS)
 def test_element_wise(name: str, kind: str) -> None:
     p = parameters(name)
@@ -204,6 +220,7 @@ def test_key_product_with_an_automorphism(name: str, kind: str) -> None:
                 )
                 got = everywhere(name, "key_product", digits, key, level, element, moved[:halves])
                 assert_same(got, expected)
+        everywhere(name, "key_switch", narrow[0], key, level, element, wide[:1])
 
 
 def test_the_widest_conversion_at_the_largest_primes() -> None:
@@ -320,6 +337,7 @@ def test_threads_change_nothing(threads: int) -> None:
     key = KeySwitchKey(residues(p, p.extended_rows(level), len(digits), 2), level)
     product = many.key_product(digits, key, level)
     assert_same(product, one.key_product(digits, key, level))
+    assert_same(many.key_switch(x, key, level), product)
     assert_same(many.mod_down(product, level), one.mod_down(product, level))
 
 
@@ -420,6 +438,9 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.key_product(digits, key, level, 3, good),
         lambda: cpu.key_product(digits, key, level, 3, residues(p, rows, 3)),
         lambda: cpu.key_product(digits, key, level, 3, wide[:, 1:]),
+        lambda: cpu.key_switch(wide[0], key, level),
+        lambda: cpu.key_switch(good, key, level, 2),
+        lambda: cpu.key_switch(good, key, level, 1, good),
         lambda: cpu.mod_down(good, level),
         lambda: cpu.mod_down(wide, level - 1),
         lambda: cpu.mod_down(wide[:0], level),

@@ -75,6 +75,16 @@ class Backend(Protocol):
         second result: over the extended rows as they are, over the data rows of `level` P times.
         """
 
+    def key_switch(
+        self,
+        x: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        """key_product of the digits of x, for a polynomial whose digits nobody else needs."""
+
     def mod_down(self, x: Residues, level: int) -> Residues:
         """Divide NTT-domain [...][level+1+K][N] by P and round: (x - [x]_P) / P with [x]_P centred in (-P/2, P/2]. -> [...][level+1][N]."""
 

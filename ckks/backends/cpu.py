@@ -131,17 +131,25 @@ class CpuBackend:
         moved: Residues | None = None,
     ) -> Residues:
         n, rows = self.parameters.degree, len(self._extended_rows(level))
-        key_rows = len(self._extended_rows(key.level))
-        if key.level < level:
-            raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
         digits = _array(digits, (len(self.parameters.digits(level)), rows, n))
-        array = _array(key.digits, (len(self.parameters.digits(key.level)), 2, key_rows, n))
-        if moved is not None:
-            moved = _array(moved, (..., n))
-            if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, rows):
-                raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
+        array, moved = self._key_operands(key, level, moved)
         out = empty((2, rows, n))
         self._engine.key_product(digits, array, moved, out, level, key.level, self._element(element))
+        return out
+
+    def key_switch(
+        self,
+        x: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        x = _array(x, (level + 1, n))
+        array, moved = self._key_operands(key, level, moved)
+        out = empty((2, rows, n))
+        self._engine.key_switch(x, array, moved, out, level, key.level, self._element(element))
         return out
 
     def mod_down(self, x: Residues, level: int) -> Residues:
@@ -169,6 +177,20 @@ class CpuBackend:
         if not 0 <= level <= self.parameters.max_level:
             raise EvaluationError(f"levels go from 0 to {self.parameters.max_level}, got {level}")
         return self.parameters.extended_rows(level)
+
+    def _key_operands(
+        self, key: KeySwitchKey, level: int, moved: Residues | None
+    ) -> tuple[Residues, Residues | None]:
+        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        key_rows = len(self._extended_rows(key.level))
+        if key.level < level:
+            raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
+        array = _array(key.digits, (len(self.parameters.digits(key.level)), 2, key_rows, n))
+        if moved is not None:
+            moved = _array(moved, (..., n))
+            if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, rows):
+                raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
+        return array, moved
 
     def _element(self, element: int) -> int:
         if element % 2 == 0:

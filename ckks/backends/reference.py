@@ -95,6 +95,16 @@ class ReferenceBackend:
             total[half, : len(part)] = self.add(total[half, : len(part)], polynomial, part)
         return total
 
+    def key_switch(
+        self,
+        x: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        return self.key_product(self.decompose(x, level), key, level, element, moved)
+
     def mod_down(self, x: Residues, level: int) -> Residues:
         return self._divide(x, self.parameters.data_rows(level), self.parameters.special_rows)
 

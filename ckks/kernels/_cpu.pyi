@@ -50,5 +50,15 @@ class Engine:
         key_level: int,
         element: int,
     ) -> None: ...
+    def key_switch(
+        self,
+        x: Residues,
+        key: Residues,
+        moved: Residues | None,
+        out: Residues,
+        level: int,
+        key_level: int,
+        element: int,
+    ) -> None: ...
     def mod_down(self, x: Residues, out: Residues, level: int) -> None: ...
     def rescale(self, x: Residues, out: Residues, level: int) -> None: ...

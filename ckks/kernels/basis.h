@@ -7,6 +7,9 @@
 
 namespace kernels {
 
+// Between rows of scratch: rows a power of two apart would meet in the same few places of a cache.
+constexpr std::size_t kPadding = 64;
+
 // Sources q_1..q_a with product D. With y_i = x_i * (D/q_i)^-1 mod q_i and u = round(sum_i y_i/q_i), the representative of x in
 // (-D/2, D/2] is sum_i y_i * (D/q_i) - u*D (Halevi, Polyakov and Shoup 2019, section 2.2). D is odd, so there are no ties.
 //
@@ -36,9 +39,6 @@ private:
         std::vector<double> grids;               // [row]
         std::vector<VectorFactor> inverse_product;  // [row]
     };
-
-    // Rows a power of two apart would meet in the same few places of a cache.
-    static constexpr std::size_t kPadding = 64;
 
     void settle_integers(u64* scratch, std::size_t start, std::size_t n) const;
     void settle_exactly(double* scratch, std::size_t k) const;

@@ -135,50 +135,83 @@ void Engine::automorphism(const u64* x, u64* out, std::size_t row_total, u64 ele
     });
 }
 
-void Engine::decompose(const u64* x, u64* out, std::size_t level) {
-    const std::size_t digits = digit_count(level), extended = level + 1 + special_count(), tiles = degree_ / kTile;
-    const std::size_t stride = Basis::scratch_size(digit_limbs_, degree_);
-    const auto basis = [&](std::size_t digit) -> const Basis& {
-        return digit_bases_[std::min((digit + 1) * digit_limbs_, level + 1) - 1];
-    };
-    const Buffer<u64> scratch = make_buffer<u64>(digits * stride);
+const Basis& Engine::digit_basis(std::size_t digit, std::size_t level) const {
+    return digit_bases_[std::min((digit + 1) * digit_limbs_, level + 1) - 1];
+}
+
+// One scratch of Basis for each digit of x, ready to be converted.
+Buffer<u64> Engine::load_digits(const u64* x, std::size_t level) {
+    const std::size_t digits = digit_count(level), tiles = degree_ / kTile, stride = Basis::scratch_size(digit_limbs_, degree_);
+    Buffer<u64> scratch = make_buffer<u64>(digits * stride);
     pool_.run(level + 1, [&](std::size_t i) {
-        basis(i / digit_limbs_).load(i % digit_limbs_, x + i * degree_, scratch.get() + i / digit_limbs_ * stride);
+        const std::size_t j = i / digit_limbs_;
+        digit_basis(j, level).load(i % digit_limbs_, x + i * degree_, scratch.get() + j * stride);
     });
     pool_.run(digits * tiles, [&](std::size_t task) {
-        basis(task / tiles).settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile);
+        const std::size_t j = task / tiles;
+        digit_basis(j, level).settle(scratch.get() + j * stride, task % tiles * kTile, kTile);
     });
-    pool_.run(digits * extended, [&](std::size_t i) {
+    return scratch;
+}
+
+void Engine::decompose(const u64* x, u64* out, std::size_t level) {
+    const std::size_t extended = level + 1 + special_count(), stride = Basis::scratch_size(digit_limbs_, degree_);
+    const Buffer<u64> scratch = load_digits(x, level);
+    pool_.run(digit_count(level) * extended, [&](std::size_t i) {
         const std::size_t j = i / extended, row = extended_row(i % extended, level);
         if (row <= level && row / digit_limbs_ == j)
             std::copy_n(x + row * degree_, degree_, out + i * degree_);
         else
-            basis(j).convert(scratch.get() + j * stride, out + i * degree_, row);
+            digit_basis(j, level).convert(scratch.get() + j * stride, out + i * degree_, row);
     });
 }
 
-void Engine::key_product(const u64* digits, const u64* key, const u64* moved, u64* out, std::size_t level, std::size_t key_level,
-                         u64 element, std::size_t moved_polys, bool moved_times_p) {
-    const std::size_t tiles = degree_ / kTile, count = digit_count(level);
-    const std::size_t rows = level + 1 + special_count(), key_rows = key_level + 1 + special_count();
-    const std::size_t moved_rows = moved_times_p ? level + 1 : rows;
-    const auto moves = element == 1 ? nullptr : permutation(element);
+void Engine::key_product(const u64* digits, const KeyUse& use, u64* out) {
+    const std::size_t tiles = degree_ / kTile, rows = use.level + 1 + special_count();
+    const auto moves = use.element == 1 ? nullptr : permutation(use.element);
     pool_.run(rows * tiles, [&](std::size_t task) {
-        const std::size_t i = task / tiles, row = extended_row(i, level);
-        const std::size_t skipped = i <= level ? 0 : key_level - level;  // rows of the key above this level
-        std::vector<PairTerm> pairs;
-        for (std::size_t j = 0; j < count; ++j) {
-            const u64* const first = key + (2 * j * key_rows + skipped + i) * degree_;
-            pairs.push_back({digits + (j * rows + i) * degree_, first, first + key_rows * degree_});
-        }
-        PairOperands operands = {.terms = pairs, .permutation = moves.get()};
-        if (i < moved_rows) {  // P times anything is 0 modulo the special primes
-            operands.factor = moved_times_p ? special_product_[row] : 1;
-            if (moved_polys > 0) operands.moved_first = moved + i * degree_;
-            if (moved_polys > 1) operands.moved_second = moved + (moved_rows + i) * degree_;
-        }
-        rows_[row].pair_sum(operands, out + i * degree_, out + (rows + i) * degree_, task % tiles * kTile, kTile);
+        std::vector<const u64*> row;
+        for (std::size_t j = 0; j < digit_count(use.level); ++j) row.push_back(digits + (j * rows + task / tiles) * degree_);
+        key_product_row(row, use, moves.get(), out, task / tiles, task % tiles * kTile, kTile);
     });
+}
+
+// Row by row, so that the digits of a row need not leave the second-level cache between their transforms and the product.
+void Engine::key_switch(const u64* x, const KeyUse& use, u64* out) {
+    const std::size_t digits = digit_count(use.level), stride = Basis::scratch_size(digit_limbs_, degree_);
+    const auto moves = use.element == 1 ? nullptr : permutation(use.element);
+    const Buffer<u64> scratch = load_digits(x, use.level);
+    pool_.run(use.level + 1 + special_count(), [&](std::size_t i) {
+        const std::size_t row = extended_row(i, use.level);
+        const Buffer<u64> converted = make_buffer<u64>(digits * (degree_ + kPadding));
+        std::vector<const u64*> pointers;
+        for (std::size_t j = 0; j < digits; ++j) {
+            u64* const to = converted.get() + j * (degree_ + kPadding);
+            const bool own = row <= use.level && row / digit_limbs_ == j;
+            if (!own) digit_basis(j, use.level).convert(scratch.get() + j * stride, to, row);
+            pointers.push_back(own ? x + row * degree_ : to);
+        }
+        key_product_row(pointers, use, moves.get(), out, i, 0, degree_);
+    });
+}
+
+void Engine::key_product_row(const std::vector<const u64*>& digits, const KeyUse& use, const Permutation* moves, u64* out, std::size_t i,
+                             std::size_t start, std::size_t n) const {
+    const std::size_t rows = use.level + 1 + special_count(), key_rows = use.key_level + 1 + special_count();
+    const std::size_t skipped = i <= use.level ? 0 : use.key_level - use.level;  // rows of the key above this level
+    const std::size_t row = extended_row(i, use.level), moved_rows = use.moved_times_p ? use.level + 1 : rows;
+    std::vector<PairTerm> terms;
+    for (std::size_t j = 0; j < digits.size(); ++j) {
+        const u64* const first = use.key + (2 * j * key_rows + skipped + i) * degree_;
+        terms.push_back({digits[j], first, first + key_rows * degree_});
+    }
+    PairOperands operands = {.terms = terms, .permutation = moves};
+    if (i < moved_rows) {  // P times anything is 0 modulo the special primes
+        operands.factor = use.moved_times_p ? special_product_[row] : 1;
+        if (use.moved_polys > 0) operands.moved_first = use.moved + i * degree_;
+        if (use.moved_polys > 1) operands.moved_second = use.moved + (moved_rows + i) * degree_;
+    }
+    rows_[row].pair_sum(operands, out + i * degree_, out + (rows + i) * degree_, start, n);
 }
 
 void Engine::mod_down(const u64* x, u64* out, std::size_t polys, std::size_t level) {

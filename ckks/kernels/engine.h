@@ -47,10 +47,18 @@ public:
     void automorphism(const u64* x, u64* out, std::size_t row_total, u64 element);
 
     void decompose(const u64* x, u64* out, std::size_t level);
-    // key: [at least digit_count(level)][2][key_level+1+K][N]. moved: [moved_polys <= 2][..][N] over the extended rows, or over the data
-    // rows if moved_times_p. digits and moved are read through the automorphism.
-    void key_product(const u64* digits, const u64* key, const u64* moved, u64* out, std::size_t level, std::size_t key_level,
-                     u64 element, std::size_t moved_polys, bool moved_times_p);
+
+    // How a key is used: digits and moved are read through the automorphism.
+    struct KeyUse {
+        const u64* key;  // [at least digit_count(level)][2][key_level+1+K][N]
+        std::size_t level, key_level;
+        u64 element;
+        const u64* moved;  // [moved_polys <= 2][..][N] over the extended rows, or over the data rows if moved_times_p
+        std::size_t moved_polys;
+        bool moved_times_p;
+    };
+    void key_product(const u64* digits, const KeyUse& use, u64* out);
+    void key_switch(const u64* x, const KeyUse& use, u64* out);  // the product with the digits of x
     void mod_down(const u64* x, u64* out, std::size_t polys, std::size_t level);
     void rescale(const u64* x, u64* out, std::size_t polys, std::size_t level);
 
@@ -59,6 +67,11 @@ private:
     void element_wise(Binary operation, const u64* a, const u64* b, u64* out, std::size_t polys, std::size_t b_polys, const Rows& rows);
     // x: [polys][kept + source][N] -> [polys][kept][N], the kept rows being 0..kept-1.
     void divide(const u64* x, u64* out, std::size_t polys, std::size_t kept, const Basis& basis);
+    const Basis& digit_basis(std::size_t digit, std::size_t level) const;
+    Buffer<u64> load_digits(const u64* x, std::size_t level);
+    // Positions [start, start+n) of row i of the extended rows; digits: whole rows.
+    void key_product_row(const std::vector<const u64*>& digits, const KeyUse& use, const Permutation* moves, u64* out, std::size_t i,
+                         std::size_t start, std::size_t n) const;
     std::shared_ptr<const Permutation> permutation(u64 element);
     // The modulus row of position i in extended_rows(level).
     std::size_t extended_row(std::size_t i, std::size_t level) const { return i <= level ? i : data_count_ + i - level - 1; }

@@ -127,25 +127,35 @@ void decompose(Engine& engine, const In& x, const Out& out, std::size_t level) {
     engine.decompose(x.data(), out.data(), level);
 }
 
-void key_product(Engine& engine, const In& digits, const In& key, const std::optional<In>& moved, const Out& out, std::size_t level,
-                 std::size_t key_level, u64 element) {
+Engine::KeyUse key_use(const Engine& engine, const In& key, const std::optional<In>& moved, std::size_t level, std::size_t key_level,
+                       u64 element) {
     require_level(engine, key_level);
     require(level <= key_level, "the key is for a lower level");
     require(element % 2 == 1, "a Galois element is odd");
-    const std::size_t rows = level + 1 + engine.special_count();
-    require_polys(engine, digits, engine.digit_count(level), rows);
     require_polys(engine, key, 2 * engine.digit_count(key_level), key_level + 1 + engine.special_count());
-    require_polys(engine, out, 2, rows);
-    std::size_t moved_polys = 0;
-    bool times_p = false;
+    Engine::KeyUse use = {key.data(), level, key_level, element, nullptr, 0, false};
     if (moved) {
-        require(moved->ndim() == 3, "moved polynomials have three axes");
-        moved_polys = moved->shape(0), times_p = moved->shape(1) == level + 1;
-        require(moved_polys <= 2, "two polynomials can move");
-        require_polys(engine, *moved, moved_polys, times_p ? level + 1 : rows);
+        require(moved->ndim() == 3 && moved->shape(0) <= 2, "one or two polynomials can move");
+        use.moved = moved->data(), use.moved_polys = moved->shape(0), use.moved_times_p = moved->shape(1) == level + 1;
+        require_polys(engine, *moved, use.moved_polys, level + 1 + (use.moved_times_p ? 0 : engine.special_count()));
     }
-    engine.key_product(digits.data(), key.data(), moved ? moved->data() : nullptr, out.data(), level, key_level, element, moved_polys,
-                       times_p);
+    return use;
+}
+
+void key_product(Engine& engine, const In& digits, const In& key, const std::optional<In>& moved, const Out& out, std::size_t level,
+                 std::size_t key_level, u64 element) {
+    const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element);
+    require_polys(engine, digits, engine.digit_count(level), level + 1 + engine.special_count());
+    require_polys(engine, out, 2, level + 1 + engine.special_count());
+    engine.key_product(digits.data(), use, out.data());
+}
+
+void key_switch(Engine& engine, const In& x, const In& key, const std::optional<In>& moved, const Out& out, std::size_t level,
+                std::size_t key_level, u64 element) {
+    const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element);
+    require_polys(engine, x, 1, level + 1);
+    require_polys(engine, out, 2, level + 1 + engine.special_count());
+    engine.key_switch(x.data(), use, out.data());
 }
 
 void mod_down(Engine& engine, const In& x, const Out& out, std::size_t level) {
@@ -187,6 +197,8 @@ NB_MODULE(_cpu, m) {
         .def("decompose", decompose, x, out, "level"_a, Unlocked())
         .def("key_product", key_product, "digits"_a.noconvert(), "key"_a.noconvert(), "moved"_a.noconvert().none(), out, "level"_a,
              "key_level"_a, "element"_a, Unlocked())
+        .def("key_switch", key_switch, x, "key"_a.noconvert(), "moved"_a.noconvert().none(), out, "level"_a, "key_level"_a,
+             "element"_a, Unlocked())
         .def("mod_down", mod_down, x, out, "level"_a, Unlocked())
         .def("rescale", rescale, x, out, "level"_a, Unlocked());
 }

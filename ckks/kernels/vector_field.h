@@ -18,14 +18,14 @@ struct Field {
 
     explicit Field(const VectorPrime& p) : q(Lanes::all(p.q)), inverse(Lanes::all(p.inverse)), magic(Lanes::all(0x1.8p52)) {}
 
-    V nearest(V a, V factor) const { return Lanes::sub(Lanes::fma(a, factor, magic), magic); }
+    [[gnu::always_inline]] V nearest(V a, V factor) const { return Lanes::sub(Lanes::fma(a, factor, magic), magic); }
     // Into 1/2 (and the rounding of 1/q: for a in A less than A * 2^-51 more).
-    V reduce(V a) const { return Lanes::fnma(nearest(a, inverse), q, a); }
-    V multiply(V a, V w) const {
+    [[gnu::always_inline]] V reduce(V a) const { return Lanes::fnma(nearest(a, inverse), q, a); }
+    [[gnu::always_inline]] V multiply(V a, V w) const {
         const V h = Lanes::mul(a, w), l = Lanes::fms(a, w, h);
         return Lanes::add(Lanes::fnma(nearest(h, inverse), q, h), l);
     }
-    V multiply(V a, V w, V quotient) const {
+    [[gnu::always_inline]] V multiply(V a, V w, V quotient) const {
         const V h = Lanes::mul(a, w), l = Lanes::fms(a, w, h);
         return Lanes::add(Lanes::fnma(nearest(a, quotient), q, h), l);
     }
@@ -35,7 +35,7 @@ struct Field {
 struct Constant {
     V value, quotient;
     explicit Constant(const VectorFactor& f) : value(Lanes::all(f.value)), quotient(Lanes::all(f.quotient)) {}
-    V times(const Field& f, V a) const { return f.multiply(a, value, quotient); }
+    [[gnu::always_inline]] V times(const Field& f, V a) const { return f.multiply(a, value, quotient); }
 };
 
 }  // namespace

@@ -16,13 +16,13 @@ namespace {
 struct MultiplyAdd {
     V h, l;
 
-    void add(V x, V y) {
+    [[gnu::always_inline]] void add(V x, V y) {
         const V next = Lanes::fma(x, y, h);
         l = Lanes::add(l, Lanes::fms(x, y, Lanes::sub(next, h)));
         h = next;
     }
     // Into 1/2. The quotient is below 2^53 and off by 2.5 at most, so the remainder is in 2.5 and its sum with l below 15 * 2^49 < 2^53.
-    V flush(const Field& f, V grid) const {
+    [[gnu::always_inline]] V flush(const Field& f, V grid) const {
         const V sum = Lanes::sub(h, grid);
         const V quotient = Lanes::round(Lanes::mul(sum, f.inverse));
         return f.reduce(Lanes::add(Lanes::fnma(quotient, f.q, sum), l));
@@ -123,21 +123,53 @@ void stage(const u64* x, double* out, std::size_t n) {
     for (std::size_t k = 0; k < n; k += W) Lanes::store(out + k, Lanes::load_integers(x + k));
 }
 
-// The value of a conversion at k, in 1/2.
+// The value of a conversion at k, in 1/2. Count: its number of sources where that is common, else 0.
+template <std::size_t Count>
 struct FromConversion {
-    const Field& f;
-    const VectorConversion& c;
-    const double* y;
-    std::size_t stride;
-    V grid;
+    const Field f;
+    const double *y, *factors;
+    const std::size_t count, stride;
+    const V grid;
+    V constants[Count + 1];
 
-    V operator()(std::size_t k) const {
-        if (c.count == 1) return f.reduce(Lanes::load(y + k));  // centred: its overflow is zero
+    FromConversion(const Field& field, const VectorConversion& c, const double* from, std::size_t distance)
+        : f(field), y(from), factors(c.factors), count(c.count), stride(distance), grid(Lanes::all(c.grid)) {
+        for (std::size_t i = 0; i <= Count; ++i) constants[i] = Lanes::all(c.factors[i]);
+    }
+    [[gnu::always_inline]] V operator()(std::size_t k) const {
         MultiplyAdd sum{grid, Lanes::all(0.0)};
-        for (std::size_t i = 0; i <= c.count; ++i) sum.add(Lanes::load(y + i * stride + k), Lanes::all(c.factors[i]));
+        if constexpr (Count > 0) {
+            for (std::size_t i = 0; i <= Count; ++i) sum.add(Lanes::load(y + i * stride + k), constants[i]);
+        } else {
+            for (std::size_t i = 0; i <= count; ++i) sum.add(Lanes::load(y + i * stride + k), Lanes::all(factors[i]));
+        }
         return sum.flush(f, grid);
     }
 };
+
+// One source is centred: its overflow is zero.
+struct FromCentred {
+    const Field f;
+    const double* y;
+    [[gnu::always_inline]] V operator()(std::size_t k) const { return f.reduce(Lanes::load(y + k)); }
+};
+
+// Passes between the first and the last leave doubles where the result will be.
+double* as_doubles(u64* x) { return reinterpret_cast<double*>(x); }
+
+template <class Store>
+void transform_conversion(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out,
+                          const Store& store) {
+    const Field f(p);
+    double* const room = as_doubles(out);
+    switch (c.count) {
+        case 1: return transform(p, FromCentred{f, y}, room, store);
+        case 2: return transform(p, FromConversion<2>(f, c, y, stride), room, store);
+        case 3: return transform(p, FromConversion<3>(f, c, y, stride), room, store);
+        case 4: return transform(p, FromConversion<4>(f, c, y, stride), room, store);
+        default: return transform(p, FromConversion<0>(f, c, y, stride), room, store);
+    }
+}
 
 // y in 1.2 on entry. One source: y is centred in place, but for positions in doubt. Each quotient is off by less than count * 2^-51 and the
 // rounding of the sum, far less than the margin, 2^-40.
