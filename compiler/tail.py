@@ -65,18 +65,15 @@ def cut_tail(proto: Any, source: str) -> Tail:
         names = ", ".join(sorted(map(repr, ends))[:5])
         raise ModelError(f"the model has {len(ends)} outputs ({names}); keep only the logits")
     (logits,) = ends
-    if any(name != logits for name in classifier):
-        raise ModelError(
-            "several linear classifiers make up the model; export one multi-class classifier instead"
-        )
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    head = next((nodes[i] for i in cut if logits in nodes[i].input and nodes[i].op_type in _HEADS), None)
+    heads = [nodes[i] for i in sorted(cut) if logits in nodes[i].input and nodes[i].op_type in _HEADS]
+    # An arg max beside a sigmoid or softmax says no more than they do.
+    heads.sort(key=lambda node: node.op_type == "ArgMax")
     tail = Tail(
         logits,
-        classifier.get(logits)
-        or next((_HEADS[nodes[i].op_type] for i in cut if nodes[i].op_type in _HEADS), "softmax"),
+        classifier.get(logits) or (_HEADS[heads[0].op_type] if heads else "softmax"),
         _labels(graph, nodes),
-        None if head is None else _axis(head, opset),
+        _axis(heads[0], opset) if heads else None,
         opset < 13,
     )
     if any(n.op_type == "LinearRegressor" and logits in n.output for n in nodes):
@@ -126,6 +123,7 @@ def _tail_nodes(
             reaches = any(name in outputs or name in users for name in nodes[i].output)
             return (
                 bool(reads)
+                and not (nodes[i].op_type == "Sub" and nodes[i].input[0] in encrypted)  # 1 - p only
                 and ends
                 and reaches
                 and (nodes[i].op_type in _HEADS or all(r in made for r in reads))
