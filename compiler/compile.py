@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
 from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
 from ckks.security import MAX_LOG_QP, REQUIRED_BITS
 from ckks.verify import verify
+from compiler.approximate import DEFAULT_ERROR, Override, approximate
 from compiler.condition import Program, condition
 from compiler.fold import fold
 from compiler.graph import Array, Graph, Shape
@@ -36,12 +37,12 @@ from compiler.parameters import (
     MAX_SCALE_BITS,
     MIN_SCALE_BITS,
     Modulus,
-    circuit_seconds,
     digit_choices,
     fits,
 )
 from compiler.precision import evaluate, promised_error
 from compiler.report import make_report
+from compiler.validation import labelled_rows, validate
 
 DEFAULT_PRECISION = 1e-3
 MIN_PRECISION = 2.0**-18  # four times what a float32 model computes to
@@ -82,6 +83,9 @@ def compile_model(
     maxpool: Literal["average"] | None = None,
     keys: Keys = "fast",
     security: int = REQUIRED_BITS,
+    activations: Mapping[str, Override] | None = None,
+    activation_error: float = DEFAULT_ERROR,
+    validation: tuple[npt.NDArray[np.float64], npt.NDArray[Any]] | None = None,
     name: str,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -91,7 +95,9 @@ def compile_model(
     for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
     logit, relative to the largest calibrated |logit|. maxpool: replace max pooling, with the effect in the report.
     keys: "fast"; "small", few keys for up to twice the time; or the bytes that a client's keys may take, for the fastest
-    circuit within them. security: 128, 192 or 256 bits. name: of letters, digits, dots, dashes. progress(stage) is
+    circuit within them. security: 128, 192 or 256 bits. activations: what is fixed of their approximation, by layer or
+    operator; activation_error: how far their polynomials may move the outputs (compiler/approximate.py). validation: rows
+    and their classes, for the accuracies in the report. name: of letters, digits, dots, dashes. progress(stage) is
     called before each stage. Raises ModelError naming the node and the remedy; never a set below the security asked for.
     """
     start = time.perf_counter()
@@ -112,8 +118,13 @@ def compile_model(
     with np.errstate(all="ignore"):  # overflow shows as infinite values, which every stage refuses
         graph = build_graph(model)
         rows = _calibration_rows(graph, calibration)
+        labelled = None if validation is None else labelled_rows(*validation, graph)
+        say("approximating activations")
+        approximation = approximate(
+            graph, rows, calibrated=calibration is not None, overrides=activations, budget=activation_error
+        )
         say("folding")
-        program = condition(fold(graph), rows)
+        program = condition(fold(approximation.graph), rows)
     levels = assign_levels(program)
     demands = _Demands(precision * max(program.largest_output, 1e-12), keys, security)
     compiled = _fit(graph, program, levels, rows, demands, say)
@@ -126,18 +137,23 @@ def compile_model(
         raise ModelError(f"the model cannot be described to clients: {where}: {first['msg']}") from None
     verify(compiled.circuit, bundle, compiled.weights)
     seconds = time.perf_counter() - start
-    report = make_report(compiled.circuit, compiled.parameters, program, compiled.packing, bundle, seconds)
+    circuit, weights, p = compiled.circuit, compiled.weights, compiled.parameters
+    report = make_report(circuit, weights, p, program, compiled.packing, bundle, approximation, seconds)
     report["calibration"] = (
         f"{len(rows)} {'random rows in the declared range' if calibration is None else 'rows given'}"
     )
-    report["key_tradeoff"] = tradeoff(compiled.plain, compiled.parameters)
-    report["predicted_seconds"] = circuit_seconds(compiled.parameters, compiled.circuit)
+    report["key_tradeoff"] = tradeoff(compiled.plain, p)
     if replaced:
         say("measuring the replacement")
         ends = _ends(program, compiled.packing)
-        outputs = evaluate(compiled.circuit, compiled.weights, compiled.parameters, rows, ends)
+        outputs = evaluate(circuit, weights, p, rows, ends)
         report["maxpool"] = effect(logits_model(onnx_path), replaced, rows, model.input_shape, outputs)
-    return CompiledModel(bundle, compiled.circuit, compiled.weights, report)
+    if labelled is not None:
+        say("validating")
+        ends = _ends(program, compiled.packing)
+        with np.errstate(all="ignore"):
+            report["validation"] = validate(graph, approximation.graph, circuit, weights, p, ends, labelled)
+    return CompiledModel(bundle, circuit, weights, report)
 
 
 def _calibration_rows(graph: Graph, calibration: npt.NDArray[np.float64] | None) -> Array:

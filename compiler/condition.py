@@ -2,7 +2,9 @@
 
 Every base x is computed as u = gain * (x + shift), gain and shift per element and folded into the affine maps around it:
 - a quadratic a x^2 + b x + c is a (x + b/2a)^2 + const, so with shift = b/2a it costs one squaring and one level;
-- noise is the same in every slot, so elements of equal size lose the least precision.
+- noise is the same in every slot, so elements of equal size lose the least precision;
+- higher degrees are evaluated in C_k(u) = 2 T_k(u / 2), T_k Chebyshev's, with |u| <= 2 over the range: no coefficient is then much larger
+  than the values, and C_{m+n} = C_m C_n - C_|m-n| needs no factor 2 (Abramowitz and Stegun, table 22.2 and formula 22.7.24).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+from numpy.polynomial import chebyshev
 from scipy.sparse import csr_array, diags_array
 
 from ckks.errors import ModelError
@@ -24,6 +27,8 @@ MAX_SHIFT = 16.0  # in units of the calibrated range: a larger vertex would drow
 MIN_SPREAD = 1 / 4  # elements that hardly vary are scaled up to this fraction of the largest at most
 # Larger values make the rounding noise of ciphertexts weigh less and that of the weights they meet more; they balance about here.
 SQUARE_SIZE = 6.0
+FIT_SIZE = 2.0  # C_k stays within 2 while its argument does
+LEADING_SHARE = 1 / 64  # a smaller leading coefficient would make the polynomial divided by it too large
 
 
 class Function(str, Enum):
@@ -60,18 +65,37 @@ class ProductTensor:
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """function(tensor); coefficients [degree+1][elements] for POLYNOMIAL only."""
+    """function(tensor). For POLYNOMIAL only: coefficients [degree+1][elements] of 1, C_1(u), C_2(u), ..."""
 
     tensor: Tensor
     function: Function
     coefficients: Array | None = None
 
     @property
+    def monic(self) -> bool:
+        """Whether it is C_K, K a power of two, plus lower terms: the leading term then costs no level for its coefficient."""
+        c = self.coefficients
+        return c is not None and len(c) > 1 and not (len(c) - 1) & (len(c) - 2) and bool((c[-1] == 1.0).all())
+
+    @property
     def depth(self) -> int:
         """Levels it consumes."""
         if self.coefficients is None:
             return 1 if self.function is Function.SQUARE else 0
-        return (len(self.coefficients) - 1).bit_length()  # ceil(log2(degree + 1))
+        return (
+            len(self.coefficients) - 1
+        ).bit_length() - self.monic  # ceil(log2(degree + 1)), or log2(degree)
+
+
+def can_be_monic(coefficients: Array) -> bool:
+    """Whether a polynomial in the C_k (or T_k), [degree+1][elements], has a degree of a power of two and leading terms to divide by."""
+    degree = len(coefficients) - 1
+    size = np.abs(coefficients[1:]).max(axis=0)
+    return (
+        degree > 1
+        and not degree & (degree - 1)
+        and bool((np.abs(coefficients[-1]) >= LEADING_SHARE * size).all())
+    )
 
 
 Tensor = InputTensor | AffineTensor | ProductTensor
@@ -111,13 +135,6 @@ def _operands(base: Base) -> list[Base]:
     return [p.base for p, _ in base.terms] if isinstance(base, AffineBase) else [base.left, base.right]
 
 
-def _apply(p: Polynomial, x: Array) -> Array:
-    result = np.zeros_like(x)
-    for c in p.coefficients[::-1]:
-        result = result * x + c
-    return result
-
-
 def forward(order: list[Base], rows: Array) -> Mapping[int, Array]:
     """Values float64 [rows][elements] of every base, by id, for input rows [rows][elements]. Raises ModelError on overflow."""
     values: dict[int, Array] = {}
@@ -125,7 +142,7 @@ def forward(order: list[Base], rows: Array) -> Mapping[int, Array]:
         if isinstance(base, InputBase):
             value = rows
         elif isinstance(base, AffineBase):
-            parts = (_apply(p, values[id(p.base)]) @ m.T for p, m in base.terms)
+            parts = (p(values[id(p.base)]) @ m.T for p, m in base.terms)
             value = sum(parts, np.zeros(1)) + base.bias
         else:
             value = values[id(base.left)] * values[id(base.right)]
@@ -163,11 +180,10 @@ def condition(output: AffineBase, rows: Array) -> Program:
         framed[id(base)] = _Framed(tensor, gain, shift, gain * (values[id(base)] + shift))
         if base is not output:
             largest = max(largest, float(np.abs(framed[id(base)].value).max()) ** 2)
-    by_tensor = {id(f.tensor): f.value for f in framed.values()}
     for a in activations.values():
         if a.coefficients is not None:
-            sizes = _apply(Polynomial(output, np.abs(a.coefficients)), np.abs(by_tensor[id(a.tensor)]))
-            largest = max(largest, float(sizes.max()))  # of any partial sum
+            # Of any partial sum: splitting a polynomial moves a coefficient to one more place at most, and |C_k| <= 2.
+            largest = max(largest, 4 * float(np.abs(a.coefficients).sum(axis=0).max()))
     return Program(tuple(framed[id(b)].tensor for b in order), largest, largest_output)
 
 
@@ -217,14 +233,20 @@ def _frame(base: AffineBase, order: list[Base], value: Array) -> tuple[Array, Ar
         base is operand for user in order if not isinstance(user, AffineBase) for operand in _operands(user)
     )
     shift = np.zeros(value.shape[1])
+    high, low = value.max(axis=0), value.min(axis=0)
+    size = SQUARE_SIZE
+    if any(p.degree > 2 for p in uses):
+        size = FIT_SIZE
+        for p in uses:  # a fit is good over its interval, which is wider than the calibrated values
+            varies = (p.half != 1.0) & p.coefficients[1:].any(axis=0)
+            high = np.where(varies, np.maximum(high, p.center + np.abs(p.half)), high)
+            low = np.where(varies, np.minimum(low, p.center - np.abs(p.half)), low)
     if uses and not multiplied:
-        # High powers lose the least of |u| <= 1 about the middle of the range.
-        middle = -(value.max(axis=0) + value.min(axis=0)) / 2
-        shift = next((s for p in uses if (s := _vertex(p, value)) is not None), middle)
-    spread = np.abs(value + shift).max(axis=0)
+        # High powers lose the least of |u| <= 2 about the middle of the range.
+        shift = next((s for p in uses if (s := _vertex(p, value)) is not None), -(high + low) / 2)
+    spread = np.maximum(high + shift, -(low + shift))
     largest = float(spread.max())
     spread = np.maximum(spread, largest * MIN_SPREAD if largest > 0 else 1.0)
-    size = SQUARE_SIZE if all(p.degree == 2 for p in uses) else 1.0  # high powers need |u| <= 1
     return size / spread, shift
 
 
@@ -232,7 +254,7 @@ def _vertex(p: Polynomial, value: Array) -> Array | None:
     """b/2a of a quadratic a x^2 + b x + c; None if it is no quadratic or some vertex lies too far out."""
     if p.degree != 2:
         return None
-    _, b, a = p.coefficients
+    _, b, a = p.plain.coefficients
     if ((a == 0) & (b != 0)).any():
         return None
     shift: Array = np.divide(b, 2 * a, out=np.zeros_like(a), where=a != 0)
@@ -244,26 +266,44 @@ def _activation(
 ) -> tuple[Activation, Array, Array]:
     """An activation v with p(x) = factor * v(u) + constant, and factor and constant [elements]."""
     tensor, gain = source.tensor, source.gain
-    q = _reframed(p.coefficients, gain, source.shift)
+    if p.degree > 2:
+        return _polynomial(p, source, known)
+    linear = p.plain.coefficients[1]
+    q = p.in_frame(-source.shift, 1.0 / gain).coefficients  # x = u / gain - shift
     if p.degree == 1:
-        key, function, factor, coefficients = (id(tensor), "identity"), Function.IDENTITY, q[1], None
+        activation = known.setdefault((id(tensor), "identity"), Activation(tensor, Function.IDENTITY))
+        return activation, q[1], q[0]
     # What is left of a completed square's linear coefficient is float64 rounding.
-    elif p.degree == 2 and (np.abs(q[1]) <= 1e-12 * (np.abs(p.coefficients[1] / gain) + np.abs(q[2]))).all():
-        key, function, factor, coefficients = (id(tensor), "square"), Function.SQUARE, q[2], None
+    if (np.abs(q[1]) <= 1e-12 * (np.abs(linear / gain) + np.abs(q[2]))).all():
+        activation = known.setdefault((id(tensor), "square"), Activation(tensor, Function.SQUARE))
+        return activation, q[2], q[0]
+    return _polynomial(p, source, known)
+
+
+def _polynomial(
+    p: Polynomial, source: _Framed, known: dict[tuple[int, str], Activation]
+) -> tuple[Activation, Array, Array]:
+    """As _activation, in the C_k: interpolated at their nodes, which is exact, and to rounding the same as p wherever |u| <= 2."""
+    count = p.degree + 1
+    nodes = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    values = p(2 * nodes[:, None] / source.gain - source.shift)
+    c = chebyshev.chebvander(nodes, p.degree).T @ values * (2 / count)
+    c[0] /= 2
+    constant, c[0] = c[0].copy(), 0.0
+    c[1:] /= 2
+    c[np.abs(c) < 1e-13 * np.abs(c).max(axis=0)] = 0.0
+    still = ~c.any(axis=0)
+    c[-1, still] = 1.0  # whatever is computed of an element that does not vary, its factor is zero
+    if can_be_monic(c):
+        factor = c[-1].copy()
+        c /= factor
+        c[-1] = 1.0
     else:
-        q0, q[0] = q[0].copy(), 0.0
-        size = max(float(np.abs(_apply(Polynomial(p.base, q), source.value)).max()), 1e-30)
-        key, function = (id(tensor), f"polynomial {id(p)}"), Function.POLYNOMIAL
-        factor, coefficients = np.full(len(gain), size), q / size
-        q[0] = q0
-    activation = known.setdefault(key, Activation(tensor, function, coefficients))
-    return activation, factor, q[0]
-
-
-def _reframed(coefficients: Array, gain: Array, shift: Array) -> Array:
-    """Coefficients in u of a polynomial in x = u / gain - shift."""
-    result = np.zeros_like(coefficients)
-    for k, c in enumerate(coefficients):
-        for i in range(k + 1):
-            result[i] += c * math.comb(k, i) * (-shift) ** (k - i) * gain ** -float(i)
-    return result
+        u = source.value
+        size = max(float(np.abs(chebyshev.chebval(u / 2, 2 * c[:, None, :], tensor=False)).max()), 1e-30)
+        factor = np.full(len(source.gain), size)
+        c /= size
+    factor[still] = 0.0
+    key = id(source.tensor), f"polynomial {id(p)}"
+    activation = known.setdefault(key, Activation(source.tensor, Function.POLYNOMIAL, c))
+    return activation, factor, constant

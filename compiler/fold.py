@@ -9,10 +9,23 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.polynomial import chebyshev
 from scipy.sparse import csr_array, diags_array, eye_array
 
 from ckks.errors import ModelError
-from compiler.graph import MAX_NONZEROS, Array, Elementwise, Graph, Linear, Node, Product, Shape, Source, Sum
+from compiler.graph import (
+    MAX_NONZEROS,
+    Array,
+    Elementwise,
+    Fitted,
+    Graph,
+    Linear,
+    Nonlinear,
+    Shape,
+    Source,
+    Sum,
+    operands,
+)
 
 MAX_DEGREE = 32
 MAX_SLOTS = 1 << 15
@@ -51,14 +64,46 @@ class ProductBase:
 
 @dataclass(frozen=True, eq=False)
 class Polynomial:
-    """Element i is sum_k coefficients[k][i] * base[i]**k; coefficients: float64 [degree+1][elements]."""
+    """Element i is sum_k coefficients[k][i] * s**k for s = (base[i] - center[i]) / half[i].
+
+    coefficients: float64 [degree+1][elements]. center, half: float64 [elements], 0 and 1 (powers of the base itself) but for fits of degree
+    2 and more, whose intervals they are: about the middle of its interval a fit's powers lose few digits.
+    """
 
     base: Base
     coefficients: Array
+    center: Array
+    half: Array
 
     @property
     def degree(self) -> int:
         return len(self.coefficients) - 1
+
+    def __call__(self, x: Array) -> Array:
+        """Values at base values x [..., elements]."""
+        s = (x - self.center) / self.half
+        result = np.zeros_like(s)
+        for c in self.coefficients[::-1]:
+            result = result * s + c
+        return result
+
+    def in_frame(self, center: Array, half: Array) -> Polynomial:
+        """The same polynomial about another center and in another unit."""
+        gain, shift = (
+            half / self.half,
+            (center - self.center) / self.half,
+        )  # s = gain * (s in the new frame) + shift
+        result = np.zeros_like(self.coefficients)
+        for k, c in enumerate(self.coefficients):
+            for i in range(k + 1):
+                result[i] += c * math.comb(k, i) * shift ** (k - i) * gain**i
+        return Polynomial(self.base, result, center, half)
+
+    @property
+    def plain(self) -> Polynomial:
+        """In powers of the base itself."""
+        zero = np.zeros(self.coefficients.shape[1])
+        return self.in_frame(zero, zero + 1.0)
 
 
 Base = InputBase | AffineBase | ProductBase
@@ -68,18 +113,22 @@ def fold(graph: Graph) -> AffineBase:
     """The model's output as an affine map of polynomials of bases, and so on down to the input. Raises ModelError."""
     values: dict[int, Polynomial] = {}
     last = graph.nodes[graph.output]
-    last_use = {operand: i for i, node in enumerate(graph.nodes) for operand in _operands(node)}
+    last_use = {operand: i for i, node in enumerate(graph.nodes) for operand in operands(node)}
     budget = MAX_COEFFICIENTS
     for i, node in enumerate(graph.nodes[: graph.output + 1]):
         if isinstance(node, Source):
             value = _plain(InputBase(node.name, node.shape))
         elif isinstance(node, Elementwise):
             x = values[node.x]
-            value = _trimmed(x.base, x.coefficients * node.gain, node.offset)
+            value = _trimmed(x, x.coefficients * node.gain, node.offset)
         elif isinstance(node, Linear):
             value = _plain(affine(node.layer, [(values[node.x], node.matrix)], node.bias, node.shape))
         elif isinstance(node, Sum):
             value = _sum(node.layer, values[node.x], values[node.y], node.shape)
+        elif isinstance(node, Fitted):
+            value = _fitted(node, values[node.x])
+        elif isinstance(node, Nonlinear):
+            raise AssertionError(node.layer)  # approximation has replaced them all
         else:
             value = _product(node.layer, values[node.x], values[node.y], node.shape)
         values[i] = value
@@ -88,7 +137,7 @@ def fold(graph: Graph) -> AffineBase:
             raise ModelError(
                 f"the network's polynomials have more than {MAX_COEFFICIENTS} coefficients; use fewer layers"
             )
-        for operand in _operands(node):
+        for operand in operands(node):
             if last_use[operand] == i:
                 values.pop(operand, None)
     result = values[graph.output]
@@ -96,12 +145,6 @@ def fold(graph: Graph) -> AffineBase:
         return result.base
     layer = "" if isinstance(last, Source) else last.layer
     return affine(layer or "output", [(result, _identity(result.coefficients.shape[1]))], None, last.shape)
-
-
-def _operands(node: Node) -> tuple[int, ...]:
-    if isinstance(node, Source):
-        return ()
-    return (node.x, node.y) if isinstance(node, Sum | Product) else (node.x,)
 
 
 def affine(
@@ -152,48 +195,80 @@ def _identity(size: int) -> csr_array:
 
 def _plain(base: Base) -> Polynomial:
     size = math.prod(base.shape)
-    return Polynomial(base, np.stack([np.zeros(size), np.ones(size)]))
+    zero, one = np.zeros(size), np.ones(size)
+    return Polynomial(base, np.stack([zero, one]), zero, one)
 
 
 def _is_plain(p: Polynomial) -> bool:
+    # _trimmed leaves no other frame on a polynomial of degree 1.
     return p.degree == 1 and not p.coefficients[0].any() and bool((p.coefficients[1] == 1.0).all())
 
 
-def _trimmed(base: Base, coefficients: Array, offset: Array | float = 0.0) -> Polynomial:
-    """The polynomial plus `offset`, without leading powers whose coefficients are all zero."""
+def _trimmed(like: Polynomial, coefficients: Array, offset: Array | float = 0.0) -> Polynomial:
+    """The polynomial plus `offset`, in the frame of `like`, without leading powers whose coefficients are all zero."""
     coefficients = coefficients.copy()
     coefficients[0] += offset
     if not np.isfinite(coefficients).all():
         raise ModelError("the coefficients of a polynomial overflow; scale the weights down")
     degree = max((k for k in range(1, len(coefficients)) if coefficients[k].any()), default=0)
-    return Polynomial(base, coefficients[: degree + 1])
+    result = Polynomial(like.base, coefficients[: degree + 1], like.center, like.half)
+    return result if degree > 1 else result.plain
+
+
+def _fitted(node: Fitted, x: Polynomial) -> Polynomial:
+    """The fit as a polynomial of the base that x is linear in; a base that cannot be scaled to the interval gets an affine one after it."""
+    size = math.prod(node.shape)
+    _check_size(node.layer, node.shape)
+    if not isinstance(x.base, AffineBase) or x.degree > 1:
+        x = _plain(affine(node.layer, [(x, _identity(size))], None, node.shape))
+    to_powers = np.zeros((len(node.coefficients),) * 2)  # column k: T_k
+    for k, unit in enumerate(np.eye(len(to_powers))):
+        to_powers[: k + 1, k] = chebyshev.cheb2poly(unit)
+    coefficients = np.broadcast_to(to_powers @ node.coefficients, (len(to_powers), size))
+    offset, gain = x.coefficients if x.degree == 1 else (x.coefficients[0], np.zeros(size))
+    still = gain == 0  # an element that does not vary has the fit's value there
+    gain = np.where(still, 1.0, gain)
+    result = Polynomial(x.base, coefficients, (node.center - offset) / gain, node.half / gain)
+    if still.any():
+        value = result(np.where(still, 0.0, result.center))  # base 0 gives x = offset
+        fixed = np.zeros_like(coefficients)
+        fixed[0] = value
+        result = Polynomial(x.base, np.where(still, fixed, coefficients), result.center, result.half)
+    return _trimmed(result, result.coefficients)
 
 
 def _sum(layer: str, x: Polynomial, y: Polynomial, shape: Shape) -> Polynomial:
     if x.base is y.base:
         small, large = sorted((x, y), key=lambda p: p.degree)
         coefficients = large.coefficients.copy()
-        coefficients[: small.degree + 1] += small.coefficients
-        return _trimmed(x.base, coefficients)
+        coefficients[: small.degree + 1] += small.in_frame(large.center, large.half).coefficients
+        return _trimmed(large, coefficients)
     eye = _identity(math.prod(shape))
     return _plain(affine(layer, [(x, eye), (y, eye)], None, shape))
 
 
 def _product(layer: str, x: Polynomial, y: Polynomial, shape: Shape) -> Polynomial:
     if x.base is y.base or x.degree == 0 or y.degree == 0:
-        if x.degree + y.degree > 1 and math.prod(shape) > MAX_SLOTS:
-            raise ModelError(
-                f"node {layer!r}: a polynomial of {math.prod(shape)} elements does not fit {MAX_SLOTS} slots; make it smaller"
-            )
+        if x.degree + y.degree > 1:
+            _check_size(layer, shape)
         if x.degree + y.degree > MAX_DEGREE:
             raise ModelError(
                 f"node {layer!r}: a polynomial of degree {x.degree + y.degree}, above {MAX_DEGREE}; use a smaller degree"
             )
+        small, large = sorted((x, y), key=lambda p: p.degree)
+        factor = small.in_frame(large.center, large.half)
         coefficients = np.zeros((x.degree + y.degree + 1, x.coefficients.shape[1]))
-        for i, c in enumerate(x.coefficients):
-            coefficients[i : i + y.degree + 1] += c * y.coefficients
-        return _trimmed(y.base if x.degree == 0 else x.base, coefficients)
+        for i, c in enumerate(factor.coefficients):
+            coefficients[i : i + large.degree + 1] += c * large.coefficients
+        return _trimmed(large, coefficients)
     return _plain(ProductBase(layer, _computed(layer, x, shape), _computed(layer, y, shape), shape))
+
+
+def _check_size(layer: str, shape: Shape) -> None:
+    if math.prod(shape) > MAX_SLOTS:
+        raise ModelError(
+            f"node {layer!r}: a polynomial of {math.prod(shape)} elements does not fit {MAX_SLOTS} slots; make it smaller"
+        )
 
 
 def _computed(layer: str, x: Polynomial, shape: Shape) -> Base:

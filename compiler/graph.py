@@ -1,7 +1,8 @@
-"""The compiler's own graph: five node types over flat tensors. Elements are in C order; shapes keep the batch axis of 1."""
+"""The compiler's own graph: seven node types over flat tensors. Elements are in C order; shapes keep the batch axis of 1."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,37 @@ class Product:
     shape: Shape
 
 
-Node = Source | Linear | Elementwise | Sum | Product
+@dataclass(frozen=True, eq=False)
+class Nonlinear:
+    """function(x) element by element, as imported; compiler/approximate.py replaces it before folding. operator: ONNX's name."""
+
+    layer: str
+    x: int
+    operator: str
+    function: Callable[[Array], Array]
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """sum_k coefficients[k] * T_k((x - center) / half), T_k Chebyshev's polynomials. coefficients: [degree+1][elements, or 1 for all]."""
+
+    layer: str
+    x: int
+    coefficients: Array
+    center: float
+    half: float
+    shape: Shape
+
+
+Node = Source | Linear | Elementwise | Sum | Product | Nonlinear | Fitted
+
+
+def operands(node: Node) -> tuple[int, ...]:
+    """The nodes it reads."""
+    if isinstance(node, Source):
+        return ()
+    return (node.x, node.y) if isinstance(node, Sum | Product) else (node.x,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ckks.circuit import Circuit, Instruction, Op, Weights
 from ckks.parameters import Parameters
 from compiler.condition import Activation, AffineTensor, Function, InputTensor, Program, Tensor
@@ -17,6 +19,7 @@ from compiler.levels import Levels
 from compiler.pack import Packing, spread
 
 MAX_LAYER_NAME = 200  # the circuit format's limit
+ACTIVATION = " (activation)"  # what the layer's name is followed by in instructions of its activation
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ def lower(
                 left, right = (emitter.drop(tensors[id(x)], level + 1) for x in (t.left, t.right))
                 value = emitter.multiply(left, right)
         tensors[id(t)] = value
+        emitter.layer = f"{program.layer_of(t)[: MAX_LAYER_NAME - len(ACTIVATION)]}{ACTIVATION}"
         for activation in _uses(program, t):
             layout = packing.layouts[id(t)]
             activations[id(activation)] = _activate(
                 emitter, activation, value, levels.activations[id(activation)], layout
             )
     last = tensors[id(program.tensors[-1])]
+    emitter.layer = ""
     emitter.emit(Op.OUTPUT, (last,), last.level, last.scale, name=output)
     return Circuit(packing.slots, tuple(emitter.instructions)), emitter.weights
 
@@ -156,11 +161,19 @@ def _activate(emitter: _Emitter, activation: Activation, u: _Value, level: int, 
     u = emitter.drop(u, level + activation.depth)
     if activation.coefficients is None:
         return emitter.multiply(u, u)
-    powers = {1: u}
-    while 2 * max(powers) < len(activation.coefficients):
+    c = activation.coefficients
+    powers = {1: u}  # C_1, C_2, C_4, ...
+    while 2 * max(powers) < len(c):
         top = max(powers)
-        powers[2 * top] = emitter.multiply(powers[top], powers[top])
-    return _evaluate(emitter, activation.coefficients, powers, level, u.scale, layout)
+        square = emitter.multiply(powers[top], powers[top])
+        powers[2 * top] = emitter.add_plain(square, spread(layout, np.full(c.shape[1], -2.0)))
+    if activation.monic:
+        leading = emitter.drop(powers[len(c) - 1], level)
+        rest = _evaluate(emitter, c[:-1], powers, level, leading.scale, layout)
+        return leading if rest is None else _sum(emitter, rest, leading)
+    result = _evaluate(emitter, c, powers, level, u.scale, layout)
+    assert isinstance(result, _Value)  # a polynomial that is constant is no activation
+    return result
 
 
 def _evaluate(
@@ -170,21 +183,31 @@ def _evaluate(
     level: int,
     scale: float,
     layout: Layout,
-) -> _Value:
-    """The polynomial at `level` and `scale`: high part times a power 2^k, plus the low part (Estrin), in ceil(log2(degree+1)) levels."""
+) -> _Value | Array | None:
+    """sum_k coefficients[k] C_k at `level` and `scale` in ceil(log2(degree+1)) levels: a high part times C_K and a low part.
+
+    K is the largest power of two up to the degree; C_K C_i = C_{K+i} + C_{K-i} gives the parts.
+    A constant is returned as its slots, zero as None.
+    """
+    while len(coefficients) and not coefficients[-1].any():
+        coefficients = coefficients[:-1]
+    if len(coefficients) < 2:
+        return spread(layout, coefficients[0]) if len(coefficients) else None
     degree = len(coefficients) - 1
     k = 1 << (degree.bit_length() - 1)  # the largest power of two that is at most the degree
-    low, high = coefficients[:k], coefficients[k:]
-    if degree == k:
-        result = emitter.multiply_plain(powers[k], spread(layout, high[0]), level, scale)
+    low, high = coefficients[:k].copy(), coefficients[k:]
+    for i in range(1, len(high)):
+        low[k - i] -= high[i]
+    factor_scale = scale * emitter.primes[level + 1] / powers[k].scale
+    factor = _evaluate(emitter, high, powers, level + 1, factor_scale, layout)
+    if isinstance(factor, _Value):
+        result = emitter.multiply(factor, emitter.drop(powers[k], level + 1))
     else:
-        power = emitter.drop(powers[k], level + 1)
-        factor = _evaluate(
-            emitter, high, powers, level + 1, scale * emitter.primes[level + 1] / power.scale, layout
-        )
-        result = emitter.multiply(factor, power)
-    while len(low) > 1 and not low[-1].any():
-        low = low[:-1]
-    if len(low) > 1:
-        return emitter.add(result, _evaluate(emitter, low, powers, level, scale, layout))
-    return emitter.add_plain(result, spread(layout, low[0]))
+        assert factor is not None  # its last coefficient is not zero
+        result = emitter.multiply_plain(powers[k], factor, level, scale)
+    rest = _evaluate(emitter, low, powers, level, scale, layout)
+    return result if rest is None else _sum(emitter, rest, result)
+
+
+def _sum(emitter: _Emitter, rest: _Value | Array, a: _Value) -> _Value:
+    return emitter.add(a, rest) if isinstance(rest, _Value) else emitter.add_plain(a, rest)

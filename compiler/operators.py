@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ckks.errors import ModelError
-from compiler import matrices, shaping, spatial
+from compiler import activations, matrices, shaping, spatial
 from compiler.builder import Builder, Inputs, fixed, tensor
 from compiler.graph import Elementwise, Graph, Linear, Product, Shape, Sum
 from compiler.moving import MOVES, Constant
@@ -20,8 +20,7 @@ _FLOAT_TYPES = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 _ACTIVATION = "train with a polynomial activation such as a*x*x + b*x + c"
 _CLIENT = "cut the graph at the logits: the client computes it after decryption"
 _REMEDIES = (
-    ({"Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "Gelu", "Softplus", "Softsign", "HardSigmoid",
-      "HardSwish", "Mish", "Clip", "Erf", "Exp", "Log", "Abs", "Max", "Min", "Sqrt", "Reciprocal", "Swish"}, _ACTIVATION),
+    ({"Log", "Max", "Min", "Sqrt", "Reciprocal"}, _ACTIVATION),
     ({"MaxPool", "GlobalMaxPool"}, "use AveragePool and train again, or compile with --maxpool average"),
     ({"LpPool", "ReduceMax", "ReduceMin"}, "use AveragePool and train again"),
     ({"Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "TopK", "ZipMap", "LinearClassifier", "Normalizer"}, _CLIENT),
@@ -300,5 +299,5 @@ _HANDLERS: dict[str, _Handler] = {
     "ReduceMean": _reduce, "ReduceSum": _reduce, "ReduceSumSquare": _reduce, "MatMul": _matmul, "Gemm": _gemm,
     "Cast": _cast, "CastLike": _cast, "Scaler": _scaler, "LinearRegressor": _linear_model, "LinearClassifier": _linear_model,
     "Pad": shaping.pad, "Concat": shaping.concat, "Split": shaping.split,
-    **dict.fromkeys(MOVES, shaping.rearrange),
+    **dict.fromkeys(MOVES, shaping.rearrange), **dict.fromkeys(activations.OPERATORS, activations.activation),
 }  # fmt: skip

@@ -67,19 +67,29 @@ def picture_values(picture: Image.Image, shape: tuple[int, ...]) -> Slots:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def read_labelled(path: Path) -> tuple[Slots, npt.NDArray[Any]]:
+    """The arrays x (see read_rows) and y of an .npz file, one label a row. Raises InputError."""
+    return read_rows(path), _read(path, "y")
+
+
 def read_rows(path: Path) -> Slots:
     """The array x of an .npz file: rows of inputs, float64 [rows][...]. Raises InputError."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "x" not in archive:
-                raise InputError(f"{path}: holds no array x; save the rows with numpy.savez(path, x=rows)")
-            rows = archive["x"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError):
-        raise InputError(f"{path}: not an .npz file; save the rows with numpy.savez(path, x=rows)") from None
+    rows = _read(path, "x")
     if rows.dtype.kind not in "fiu" or rows.ndim < 2 or len(rows) == 0 or not np.isfinite(rows).all():
         raise InputError(
             f"{path}: x must hold at least one row of finite numbers, got {rows.dtype} {rows.shape}"
         )
     return np.asarray(rows, dtype=np.float64)
+
+
+def _read(path: Path, key: str) -> npt.NDArray[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if key not in archive:
+                raise InputError(f"{path}: holds no array {key}; save it with numpy.savez(path, {key}=...)")
+            array: npt.NDArray[Any] = archive[key]
+            return array
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError):
+        raise InputError(f"{path}: not an .npz file; save the rows with numpy.savez(path, x=rows)") from None

@@ -83,7 +83,9 @@ def train(network: nn.Sequential, dataset: data.Dataset, recipe: Recipe, console
                 rows = order[step * BATCH : (step + 1) * BATCH]
                 excess.clear()
                 logits = network(augment(inputs(dataset.train_images[rows]), recipe, rng))
-                loss = loss_of(logits, labels[rows]) + EXCESS_WEIGHT * torch.stack(excess).sum()
+                loss = loss_of(logits, labels[rows])
+                if excess:  # networks of learned quadratics only
+                    loss = loss + EXCESS_WEIGHT * torch.stack(excess).sum()
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

@@ -21,6 +21,19 @@ MaxPool = Annotated[
         metavar="average", help="Replace max pooling by average pooling; the report says what it changes."
     ),
 ]
+Activation = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=degree:D,range:R",
+        help="Fix the polynomial of a layer or an operator, e.g. relu=degree:4,range:8; may be repeated.",
+    ),
+]
+ActivationError = Annotated[
+    float,
+    typer.Option(
+        help="Largest relative rms error of the outputs that polynomials for activations may cause."
+    ),
+]
 Precision = Annotated[float, typer.Option(help="Largest promised error, relative to the largest logit.")]
 
 
@@ -64,12 +77,35 @@ def compile_command(
         typer.Option(metavar="fast|small|BYTES", help="What clients upload once, against time per image."),
     ] = "fast",
     security: Annotated[int, typer.Option(metavar="128|192|256", help="Bits of security.")] = 128,
+    activation: Activation = None,
+    activation_error: ActivationError = 0.1,
+    validate: Annotated[
+        Path | None,
+        typer.Option(metavar="X.npz", help="Rows x and their classes y: accuracies for the report."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="OUT.html", help="Write the report as one HTML page.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(min=0, help="Budget: accuracy lost to polynomials on --validate, 0.01 for a point."),
+    ] = None,
+    max_key_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Budget: bytes of keys a client uploads.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a budget is missed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile an ONNX model to a CKKS circuit."""
     from ckks.modelfile import save_model
+    from compiler.approximate import parse_override
     from compiler.compile import compile_model
+    from compiler.report import add_budgets
+    from compiler.report_html import render
+    from he_serve.images import read_labelled
 
+    if max_accuracy_drop is not None and validate is None:
+        raise InputError("--max-accuracy-drop needs rows to measure it on; give --validate X.npz")
     with progress() as report:
         compiled = compile_model(
             model,
@@ -78,11 +114,31 @@ def compile_command(
             maxpool=read_maxpool(maxpool),
             keys=_keys(keys),
             security=security,
+            activations=dict(parse_override(text) for text in activation or []),
+            activation_error=activation_error,
+            validation=None if validate is None else read_labelled(validate),
             name=model_name(output),
             progress=lambda phase: report(phase, 0, 1),
         )
+    add_budgets(compiled.report, max_accuracy_drop, max_key_bytes)
     save_model(output, compiled)
+    if page is not None:
+        _write(page, render(compiled.bundle, compiled.report))
     _show(output, as_json)
+    missed = [b for b in compiled.report["budgets"] if not b["met"]]
+    for budget in missed:
+        console().print(
+            f"missed: {budget['name']} is {budget['value']:.6g}, above {budget['limit']:.6g}", style="red"
+        )
+    if strict and missed:
+        raise typer.Exit(1)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _keys(text: str) -> Literal["fast", "small"] | int:

@@ -1,0 +1,111 @@
+"""What a model gets right on labelled rows: the original network, with polynomials for activations, and with simulated noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckks.circuit import Circuit, Weights
+from ckks.errors import ModelError
+from ckks.parameters import Parameters
+from compiler.approximate import Flags, forward
+from compiler.graph import Array, Graph
+from compiler.layouts import Layout
+from compiler.precision import evaluate
+
+MAX_ROWS = 2000
+NOISY_ROWS = (
+    128  # simulating noise runs every slot of the circuit, a thousand times the work of the network itself
+)
+CHUNK = 32
+NOISE_SEED = 2  # not the one that the promise was made with
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Validation data. x: float64 [rows][elements]; y: int64 [rows]."""
+
+    x: Array
+    y: Labels
+
+
+def labelled_rows(x: npt.NDArray[np.float64], y: npt.NDArray[Any], graph: Graph) -> Rows:
+    """The first MAX_ROWS validation rows, checked. x: [rows][*input shape]; y: class indices [rows]. Raises ModelError."""
+    shape = graph.nodes[0].shape
+    elements = int(np.prod(shape))
+    classes = max(int(np.prod(graph.nodes[graph.output].shape)), 2)
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
+    if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) != len(x) or not len(y):
+        raise ModelError(
+            f"validation labels must be one whole number a row, got {y.dtype} {y.shape} for {len(x)} rows"
+        )
+    if x.shape[1:] != shape[1:] or not np.isfinite(x).all():
+        raise ModelError(
+            f"validation rows must be finite and of shape {list(shape[1:])}, got {list(x.shape[1:])}"
+        )
+    if y.min() < 0 or y.max() >= classes:
+        raise ModelError(f"validation labels must lie in 0..{classes - 1}, got {y.min()}..{y.max()}")
+    return Rows(x[:MAX_ROWS].reshape(-1, elements), y[:MAX_ROWS].astype(np.int64))
+
+
+def classes_of(outputs: Array) -> Labels:
+    """The class of every row of outputs [rows][elements]: the largest, or the sign of a single one."""
+    if outputs.shape[1] == 1:
+        return np.asarray(outputs[:, 0] > 0, np.int64)
+    return np.asarray(outputs.argmax(axis=1), np.int64)
+
+
+def validate(
+    original: Graph,
+    polynomial: Graph,
+    circuit: Circuit,
+    weights: Weights,
+    parameters: Parameters,
+    layouts: tuple[Layout, Layout],
+    rows: Rows,
+) -> dict[str, Any]:
+    """JSON: accuracies, agreement with the original, largest differences, confusion matrix [label][answer] of the polynomial network."""
+    exact, clear, outside = [], [], []
+    for chunk in _chunks(rows.x, CHUNK * 4):
+        exact.append(forward(original, chunk))
+        beyond: list[Flags] = []
+        clear.append(forward(polynomial, chunk, beyond))
+        outside.append(np.any(beyond, axis=0) if beyond else np.zeros(len(chunk), bool))
+    few = rows.x[:NOISY_ROWS]
+    noisy = np.concatenate(
+        [
+            evaluate(circuit, weights, parameters, c, layouts, NOISE_SEED + i)
+            for i, c in enumerate(_chunks(few, CHUNK))
+        ]
+    )
+    plain, twin = np.concatenate(exact), np.concatenate(clear)
+    a, b, c = classes_of(plain), classes_of(twin), classes_of(noisy)
+    count = max(int(rows.y.max()) + 1, plain.shape[1])
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (rows.y, b), 1)
+    return {
+        "rows": len(rows.y),
+        "accuracy": float((a == rows.y).mean()),
+        "polynomial": {
+            "accuracy": float((b == rows.y).mean()),
+            "agreement": float((a == b).mean()),
+            "largest_difference": float(np.abs(plain - twin).max()),
+        },
+        "noisy": {
+            "rows": len(few),
+            "accuracy": float((c == rows.y[: len(few)]).mean()),
+            "agreement": float((c == b[: len(few)]).mean()),
+            "largest_difference": float(np.abs(noisy - twin[: len(few)]).max()),
+        },
+        "rows_outside_fitted_ranges": int(np.concatenate(outside).sum()),
+        "confusion": confusion.tolist(),
+    }
+
+
+def _chunks(x: Array, size: int) -> list[Array]:
+    return [x[i : i + size] for i in range(0, len(x), size)]
