@@ -90,7 +90,7 @@ def compile_model(
     calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range, which
     for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
     logit, relative to the largest calibrated |logit|. maxpool: replace max pooling, with the effect in the report.
-    keys: "fast"; "small", few keys for up to twice the time; or the bytes that a client's keys may take, for the fastest
+    keys: "fast"; "small", few keys for up to 2.5 times the time; or the bytes that a client's keys may take, for the fastest
     circuit within them. security: 128, 192 or 256 bits. name: of letters, digits, dots, dashes. progress(stage) is
     called before each stage. Raises ModelError naming the node and the remedy; never a set below the security asked for.
     """
