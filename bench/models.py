@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -106,8 +105,8 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        with self._process:  # closes the pipes and waits
+            self._process.kill()
         self._log.close()
 
     def read(self) -> dict[str, Any]:
@@ -291,6 +290,12 @@ def _plain(onnx: Path, rows: npt.NDArray[np.float32]) -> Logits:
     )
 
 
+def _available() -> int:
+    """Bytes that the system can give to new processes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+
+
 def _forget_peak() -> None:
     """Start the count of this process's peak memory anew (Linux, proc(5): clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -346,9 +351,8 @@ def main() -> int:
     if not 1 <= arguments.threads <= common.cores():
         parser.error(f"--threads must be 1..{common.cores()}, the cores of this machine")
     cases = [case for case in CASES.values() if case.name != "lenet" or arguments.lenet]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if free < max(case.peer_bytes for case in cases):
-        parser.error(f"only {math.floor(free / 2**30)} GiB of memory are free, too little for the other side")
+    if (free := _available()) < max(case.peer_bytes for case in cases):
+        parser.error(f"only {free / 2**30:.0f} GiB of memory are free, too little for the other side")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
     rows = []

@@ -94,8 +94,8 @@ def compile_model(
     calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range, which
     for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
     logit, relative to the largest calibrated |logit|. maxpool: replace max pooling, with the effect in the report.
-    keys: "fast"; "small", few keys for up to twice the time; or the bytes that a client's keys may take, for the fastest
-    circuit within them. security: 128, 192 or 256 bits. activations: what is fixed of their approximation, by layer or
+    keys: "fast"; "small", few keys for up to 2.5 times the time; or the bytes that a client's keys may take, for the
+    fastest circuit within them. security: 128, 192 or 256 bits. activations: what is fixed of their approximation, by layer or
     operator; activation_error: how far their polynomials may move the outputs (compiler/approximate.py). validation: rows
     and their classes, for the accuracies in the report. name: of letters, digits, dots, dashes. progress(stage) is
     called before each stage. Raises ModelError naming the node and the remedy; never a set below the security asked for.

@@ -13,7 +13,7 @@ from compiler.layouts import Layout
 from compiler.matrices import Index
 
 # Costs in units of a hoisted rotation, from the engine's measured times: a giant step decomposes anew, a fold is a whole rotation.
-GIANT_COST, FOLD_COST, DIAGONAL_COST, KEY_COST = 1.8, 2.0, 0.05, 1.0
+GIANT_COST, FOLD_COST, DIAGONAL_COST, KEY_COST = 2.4, 2.6, 0.25, 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,11 @@ def centred(steps: Index, modulus: int) -> Index:
 def _placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, Index]:
     """Rotation (0..source.period-1) and target slot of every non-zero."""
     a, b, m, p = source.slots[matrix.col], target.slots[matrix.row], source.period, target.period
+    if target.fold is not None:
+        p, block = target.fold
+        distance = (a - b) & (m - 1)
+        partial = np.minimum(distance // p, block // p - 1)
+        return distance - partial * p, b + partial * p
     if p >= m:
         return (a - b) & (m - 1), b
     steps = centred(
@@ -61,8 +66,9 @@ def offsets(matrix: coo_array, source: Layout, target: Layout) -> Offsets:
     present = np.zeros(source.period, dtype=bool)
     present[steps] = True
     folds: list[int] = []
-    while target.period << len(folds) < source.period:
-        folds.append(target.period << len(folds))
+    first, last = (target.period, source.period) if target.fold is None else target.fold
+    while first << len(folds) < min(last, source.period):
+        folds.append(first << len(folds))
     return Offsets(
         centred(np.flatnonzero(present), source.period), max(source.period, target.period), tuple(folds)
     )

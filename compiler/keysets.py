@@ -16,7 +16,7 @@ from ckks.circuit import Circuit, Instruction, Op, rotation_path
 from ckks.parameters import Parameters
 from compiler.parameters import cheapest, circuit_seconds, key_size, switch_seconds
 
-SLOWEST = 2.0  # `small` stops where the predicted time would pass this multiple of `fast`
+SLOWEST = 2.5  # `small` stops where the predicted time would pass this multiple of `fast`
 LAST_RESORT = 8.0  # and a budget in bytes here
 UPLOAD_PRICE = (
     5e-8  # seconds a key byte: the second parameter set to try has fewer digits and more special primes

@@ -13,11 +13,16 @@ from compiler.matrices import Index
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Element i is at slots[i] + k*period for every k. slots: int64 [elements], distinct, below the period, a power of two."""
+    """Element i is at slots[i] + k*period for every k. slots: int64 [elements], distinct, below the period, a power of two.
+
+    fold (p, m): blocks of m slots hold p elements each, at their beginning; a matrix leaves partial sums of an element p slots apart,
+    and what adding them up leaves in the other slots is of no use, so that the layout suits no output and no polynomial of high degree.
+    """
 
     name: str
     slots: Index
     period: int
+    fold: tuple[int, int] | None = None
 
 
 def power_of_two(n: int) -> int:
@@ -56,6 +61,19 @@ def candidates(shape: Shape, slots: int) -> list[Layout]:
         if layout.period <= slots:
             unique.setdefault(layout.slots.tobytes() + layout.period.to_bytes(8, "little"), layout)
     return list(unique.values())
+
+
+def blocks(size: int, slots: int) -> list[Layout]:
+    """Layouts for `size` outputs of a dense layer whose input repeats: every copy of the input computes other outputs, so that a matrix
+    of R rows over C slots takes R*C/slots diagonals (the wide matrices of Halevi and Shoup's hybrid, with all slots in use)."""
+    found = []
+    for shift in range(1, slots.bit_length() - 1):
+        m = slots >> shift
+        p = power_of_two(-(-size >> shift))
+        if 2 * p <= m:
+            row = np.arange(size)
+            found.append(Layout(f"blocks of {m}", row // p * m + row % p, slots, (p, m)))
+    return found
 
 
 def _grid(name: str, step: int, plane: Index, y: Index, x: Index, inner: Index | int = 0) -> Layout:

@@ -147,9 +147,10 @@ def _affine(
         sums[transform.folds] = emitter.add(sums[transform.folds], y) if transform.folds in sums else y
     total: _Value | None = None
     for folds, y in sums.items():
-        y = emitter.rescale(y)
+        # Before the rescale: its rounding would be added up over all the slots that are folded.
         for steps in folds:
             y = emitter.add(y, emitter.emit(Op.ROTATE, (y,), y.level, y.scale, steps=steps))
+        y = emitter.rescale(y)
         total = y if total is None else emitter.add(total, y)
     assert total is not None  # folding keeps at least one term
     return emitter.add_plain(total, spread(layout, t.bias))

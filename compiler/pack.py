@@ -14,10 +14,10 @@ from scipy.sparse import coo_array
 
 from ckks.errors import ModelError
 from compiler import diagonals as dg
-from compiler.condition import Activation, AffineTensor, ProductTensor, Program
+from compiler.condition import Activation, AffineTensor, Function, ProductTensor, Program, Tensor
 from compiler.diagonals import Offsets, Split
 from compiler.graph import Array
-from compiler.layouts import Layout, candidates
+from compiler.layouts import Layout, blocks, candidates
 from compiler.levels import Levels
 
 BEAM = 48
@@ -112,6 +112,8 @@ def _candidates(program: Program, groups: dict[int, int], slots: int) -> dict[in
     for t in program.tensors:
         if groups[id(t)] not in found:
             layouts = candidates(t.shape, slots)
+            if len(t.shape) == 2 and _may_be_untidy(program, t):
+                layouts += blocks(t.shape[1], slots)
             if not layouts:
                 raise ModelError(
                     f"{program.layer_of(t)!r}: a tensor of shape {t.shape} needs more than {slots} slots; make it smaller"
@@ -120,12 +122,26 @@ def _candidates(program: Program, groups: dict[int, int], slots: int) -> dict[in
     return found
 
 
+def _may_be_untidy(program: Program, tensor: Tensor) -> bool:
+    """Whether values in slots without an element do no harm: they meet zero weights, or grow no further than by a square."""
+    if not isinstance(tensor, AffineTensor) or tensor is program.tensors[-1]:
+        return False
+    for t in program.tensors:
+        if isinstance(t, ProductTensor) and tensor in (t.left, t.right):
+            return False
+        if isinstance(t, AffineTensor):
+            uses = [a for a, _ in t.terms if a.tensor is tensor]
+            if any(a.function is Function.POLYNOMIAL for a in uses):
+                return False
+    return True
+
+
 def _edges(program: Program, levels: Levels, groups: dict[int, int]) -> list[_Edge]:
     edges = []
     for t in program.tensors:
         if not isinstance(t, AffineTensor):
             continue
-        weight = (levels.tensors[id(t)] + 3) / (levels.top + 2)
+        weight = ((levels.tensors[id(t)] + 3) / (levels.top + 2)) ** 1.5
         for activation, matrix in t.terms:
             groups_of = groups[id(activation.tensor)], groups[id(t)]
             edges.append(_Edge(t, activation, coo_array(matrix), *groups_of, weight))

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 
 from ckks.errors import ModelError
 from compiler import diagonals as dg
-from compiler.layouts import Layout, candidates, power_of_two
+from compiler.layouts import Layout, blocks, candidates, power_of_two
 from compiler.matrices import windows
 
 SLOTS = 1024
@@ -69,6 +69,35 @@ def test_diagonals_equal_the_matrix(
     assert np.abs(y.reshape(-1, target.period) - expected).max() < 1e-12
     unused = np.setdiff1d(np.arange(target.period), target.slots)
     assert not y.reshape(-1, target.period)[:, unused].any()
+
+
+@given(source=layouts(), size=st.integers(1, 40), choice=st.integers(0, 20), split=st.integers(1, 40))
+def test_blocks_compute_other_outputs_in_every_copy(
+    source: Layout, size: int, choice: int, split: int
+) -> None:
+    """Right where an element lies; what is left in other slots is not looked at."""
+    draw = np.random.default_rng(2)
+    options = blocks(size, SLOTS)
+    target = options[choice % len(options)]
+    assert len(set(target.slots.tolist())) == size and target.slots.max() < target.period == SLOTS
+    matrix = draw.normal(size=(size, len(source.slots)))
+    x = draw.normal(size=len(source.slots))
+    packed = np.zeros(source.period)
+    packed[source.slots] = x
+    found = dg.offsets(coo_array(matrix), source, target)
+    diagonals = dg.diagonals(coo_array(matrix), source, target, found)
+    terms = dg.terms(found.steps, dg.Split(split, 0, 0.0, frozenset()), source.period, SLOTS)
+    y = by_diagonals(diagonals, terms, found.folds, np.tile(packed, SLOTS // source.period))
+    assert np.abs(y[target.slots] - matrix @ x).max() < 1e-12
+
+
+def test_copies_of_a_short_input_divide_the_diagonals() -> None:
+    """100 x 980 over 4096 slots: 32 diagonals and five folds; one copy of the input takes 128."""
+    matrix, source = coo_array(np.ones((100, 980))), Layout("a", np.arange(980), 1024)
+    target = next(b for b in blocks(100, 4096) if b.fold == (32, 1024))
+    found = dg.offsets(matrix, source, target)
+    assert len(found.steps) == 32 and found.folds == (32, 64, 128, 256, 512)
+    assert len(dg.offsets(matrix, source, Layout("b", np.arange(100), 128)).steps) == 128
 
 
 @given(source=layouts(), target=layouts())
