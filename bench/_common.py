@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -84,15 +85,36 @@ def alternate(
     Up to `pairs` pairs; after `least_pairs` it stops once `budget_s` seconds have passed. A side that takes less than `least_s` seconds
     is called again until they have passed, and its mean counts. Both must be warmed up by the caller.
     """
+    return alternate_timed(
+        lambda pair: repeat(lambda: ours(pair), least_s, clock),
+        lambda pair: repeat(lambda: other(pair), least_s, clock),
+        pairs=pairs,
+        budget_s=budget_s,
+        least_pairs=least_pairs,
+        clock=clock,
+    )
 
-    def timed(call: Callable[[int], None], pair: int) -> float:
-        start, calls = clock(), 0
-        while True:
-            call(pair)
-            calls += 1
-            if (elapsed := clock() - start) >= least_s:
-                return elapsed / calls
 
+def repeat(call: Callable[[], object], least_s: float, clock: Callable[[], float] = perf_counter) -> float:
+    """Mean seconds of a call, over as many calls as fill `least_s` seconds."""
+    start, calls = clock(), 0
+    while True:
+        call()
+        calls += 1
+        if (elapsed := clock() - start) >= least_s:
+            return elapsed / calls
+
+
+def alternate_timed(
+    ours: Callable[[int], float],
+    other: Callable[[int], float],
+    *,
+    pairs: int,
+    budget_s: float = 60.0,
+    least_pairs: int = 3,
+    clock: Callable[[], float] = perf_counter,
+) -> Timings:
+    """As `alternate`, for sides that take their own time and return it in seconds per call: another process, say."""
     ours_s: list[float] = []
     other_s: list[float] = []
     start = clock()
@@ -100,11 +122,11 @@ def alternate(
         if pair >= least_pairs and clock() - start > budget_s:
             break
         if pair % 2 == 0:
-            ours_s.append(timed(ours, pair))
-            other_s.append(timed(other, pair))
+            ours_s.append(ours(pair))
+            other_s.append(other(pair))
         else:
-            other_s.append(timed(other, pair))
-            ours_s.append(timed(ours, pair))
+            other_s.append(other(pair))
+            ours_s.append(ours(pair))
     return Timings(ours_s, other_s)
 
 
@@ -188,6 +210,20 @@ def compare(
         target=target,
         more={"pairs": len(timings.ours), **(more or {})},
     )
+
+
+def parse(description: str, name: str) -> argparse.Namespace:
+    """The options of a suite, checked: json (its folder exists afterwards) and threads."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the report")
+    parser.add_argument(
+        "--threads", type=int, default=cores(), metavar="T", help="for both sides (all cores)"
+    )
+    arguments = parser.parse_args()
+    if not 1 <= arguments.threads <= cores():
+        parser.error(f"--threads must be 1..{cores()}, the cores of this machine")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)  # a bad path fails now, not after the run
+    return arguments
 
 
 def report(rows: list[Row], threads: int) -> dict[str, Any]:
