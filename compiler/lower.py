@@ -147,10 +147,12 @@ def _affine(
         sums[transform.folds] = emitter.add(sums[transform.folds], y) if transform.folds in sums else y
     total: _Value | None = None
     for folds, y in sums.items():
-        # Before the rescale: its rounding would be added up over all the slots that are folded.
+        # Folding adds up the rounding of a rescale before it. Rotations are cheaper after it: done so but in the output, where
+        # they are cheap anyway and no later layer averages.
+        y = y if level == 0 else emitter.rescale(y)
         for steps in folds:
             y = emitter.add(y, emitter.emit(Op.ROTATE, (y,), y.level, y.scale, steps=steps))
-        y = emitter.rescale(y)
+        y = emitter.rescale(y) if level == 0 else y
         total = y if total is None else emitter.add(total, y)
     assert total is not None  # folding keeps at least one term
     return emitter.add_plain(total, spread(layout, t.bias))
