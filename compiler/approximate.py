@@ -93,11 +93,12 @@ class Approximation:
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """A node as function(root), element by element; operators: the activation functions in it."""
+    """A node as function(root), element by element; operators: the activation functions in it; layer: the last one's name."""
 
     root: int
     function: Callable[[Array], Array]
     operators: tuple[str, ...] = ()
+    layer: str = ""
 
 
 def parse_override(text: str) -> tuple[str, Override]:
@@ -142,7 +143,7 @@ def approximate(
         for i in targets:
             if _override(graph, curves, i, fixed).bound is None:
                 raise ModelError(
-                    f"node {_name(graph, i)!r} ({', '.join(curves[i].operators)}): its polynomial needs the range of its inputs; "
+                    f"node {curves[i].layer!r} ({', '.join(curves[i].operators)}): its polynomial needs the range of its inputs; "
                     "give typical inputs with --calibrate X.npz, or train with a polynomial activation"
                 )
     rows = rows[:MAX_ROWS]
@@ -185,16 +186,18 @@ def _curves(graph: Graph) -> list[_Curve]:
             uniform = bool((node.gain == node.gain[0]).all() and (node.offset == node.offset[0]).all())
             if uniform or x.operators:
                 gain, offset = (node.gain[0], node.offset[0]) if uniform else (node.gain, node.offset)
-                curve = _Curve(x.root, _affine(x.function, gain, offset), x.operators)
+                curve = _Curve(x.root, _affine(x.function, gain, offset), x.operators, x.layer)
         elif isinstance(node, Nonlinear):
             x = curves[node.x]
-            curve = _Curve(x.root, _composed(node.function, x.function), (*x.operators, node.operator))
+            curve = _Curve(
+                x.root, _composed(node.function, x.function), (*x.operators, node.operator), node.layer
+            )
         elif isinstance(node, Sum | Product):
             x, y = curves[node.x], curves[node.y]
             if x.root == y.root and (x.operators or y.operators):
                 combine = np.add if isinstance(node, Sum) else np.multiply
                 both = x.operators if x.operators == y.operators else x.operators + y.operators
-                curve = _Curve(x.root, _combined(combine, x.function, y.function), both)
+                curve = _Curve(x.root, _combined(combine, x.function, y.function), both, y.layer or x.layer)
         curves.append(curve)
     return curves
 
@@ -247,7 +250,7 @@ def _names(graph: Graph, curves: list[_Curve], i: int) -> set[str]:
 
 def _override(graph: Graph, curves: list[_Curve], i: int, fixed: Mapping[str, Override]) -> Override:
     found = [fixed[name] for name in sorted(_names(graph, curves, i)) if name in fixed]
-    by_layer = [fixed[_name(graph, i).lower()]] if _name(graph, i).lower() in fixed else []
+    by_layer = [fixed[curves[i].layer.lower()]] if curves[i].layer.lower() in fixed else []
     return (by_layer + found + [Override()])[0]
 
 
@@ -275,9 +278,7 @@ def _fit_all(
 
     def fitted(i: int, values: Array) -> Fitted:
         curve = curves[i]
-        found = _fit(
-            _name(graph, i), curve, values, _override(graph, curves, i, fixed), tolerances[len(fits)]
-        )
+        found = _fit(curve, values, _override(graph, curves, i, fixed), tolerances[len(fits)])
         fits.append(found)
         center, half = (found.low + found.high) / 2, (found.high - found.low) / 2
         return Fitted(
@@ -365,7 +366,7 @@ def _evaluate(coefficients: Array, t: Array) -> Array:
     return result
 
 
-def _fit(layer: str, curve: _Curve, values: Array, override: Override, tolerance: float) -> Fit:
+def _fit(curve: _Curve, values: Array, override: Override, tolerance: float) -> Fit:
     seen = float(values.min()), float(values.max())
     if override.bound is not None:
         low, high = -override.bound, override.bound
@@ -376,7 +377,9 @@ def _fit(layer: str, curve: _Curve, values: Array, override: Override, tolerance
     with np.errstate(all="ignore"):
         target = curve.function(((low + high) / 2 + (high - low) / 2 * grid())[:, None])
     if not np.isfinite(target).all():
-        raise ModelError(f"node {layer!r}: is not finite on {low:.4g}..{high:.4g}; scale its inputs down")
+        raise ModelError(
+            f"node {curve.layer!r}: is not finite on {low:.4g}..{high:.4g}; scale its inputs down"
+        )
     target = target if (target != target[:, :1]).any() else target[:, :1]
     found: Polynomial | None = None
     for depth in [0] if override.degree is not None else range(1, MAX_DEPTH + 1):
@@ -390,7 +393,7 @@ def _fit(layer: str, curve: _Curve, values: Array, override: Override, tolerance
     assert found is not None  # every depth above one gives a polynomial
     if override.degree is None and found.relative > HOPELESS:
         raise ModelError(
-            f"node {layer!r} ({', '.join(curve.operators)}): no polynomial of degree {1 << MAX_DEPTH} follows it on "
+            f"node {curve.layer!r} ({', '.join(curve.operators)}): no polynomial of degree {1 << MAX_DEPTH} follows it on "
             f"{low:.4g}..{high:.4g}; scale its inputs down"
         )
-    return Fit(layer, curve.operators, seen, low, high, found, weights, curve.function)
+    return Fit(curve.layer, curve.operators, seen, low, high, found, weights, curve.function)

@@ -53,7 +53,7 @@ def _head(bundle: Bundle, report: dict[str, Any]) -> str:
     about = f'<p class="soft">{escape(bundle.description)}</p>' if bundle.description else ""
     return (
         f'<h1>{escape(bundle.name)}</h1>{about}<p class="soft">{escape(shapes)}. Calibrated with {escape(report["calibration"])}. '
-        f"Digest {bundle.digest[:16]}.</p><div class=tiles>{boxes}</div>"
+        f'Digest {bundle.digest[:16]}.</p><div class="tiles">{boxes}</div>'
     )
 
 

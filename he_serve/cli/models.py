@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ckks.errors import InputError
-from he_serve.cli.output import Json, console, emit, progress, size
+from he_serve.cli.output import Json, console, emit, note, progress, size
 
 Onnx = Annotated[Path, typer.Argument(metavar="MODEL.onnx")]
 Compiled = Annotated[Path, typer.Argument(metavar="MODEL.hem")]
@@ -127,9 +127,7 @@ def compile_command(
     _show(output, as_json)
     missed = [b for b in compiled.report["budgets"] if not b["met"]]
     for budget in missed:
-        console().print(
-            f"missed: {budget['name']} is {budget['value']:.6g}, above {budget['limit']:.6g}", style="red"
-        )
+        note(f"missed: {budget['name']} is {budget['value']:.6g}, above {budget['limit']:.6g}")
     if strict and missed:
         raise typer.Exit(1)
 

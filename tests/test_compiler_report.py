@@ -1,0 +1,132 @@
+"""The compile report: validation figures, budgets, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from onnx_models import ModelBuilder, onnx_outputs
+from typer.testing import CliRunner
+
+from ckks.errors import InputError, ModelError
+from ckks.modelfile import CompiledModel, load_model
+from compiler.compile import compile_model
+from compiler.plots import fit_plot, ticks
+from compiler.report_html import render
+from he_serve.cli import app
+
+LABELS = '["<b>one", "two & a half", "three"]'
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelBuilder, np.ndarray, np.ndarray]:
+    b = ModelBuilder((1, 4, 4))
+    x = b.node("Relu", b.conv("image", 1, 2))
+    out = b.dense(b.node("Flatten", x), 8, 3)
+    path = b.save(tmp_path_factory.mktemp("report") / "m.onnx", out, {"labels": LABELS})
+    rows = b.rows(60)
+    return path, b, rows, onnx_outputs(path, rows).argmax(axis=1)
+
+
+@pytest.fixture(scope="module")
+def model(built: tuple[Path, ModelBuilder, np.ndarray, np.ndarray]) -> CompiledModel:
+    path, _, rows, labels = built
+    x = rows.astype(np.float64)
+    return compile_model(path, calibration=x, validation=(x, labels), activation_error=0.05, name="m")
+
+
+def test_validation_compares_with_the_original(model: CompiledModel) -> None:
+    found = model.report["validation"]
+    assert found["rows"] == 60 and found["accuracy"] == 1.0  # the labels are its own answers
+    assert found["polynomial"]["accuracy"] == found["polynomial"]["agreement"] >= 0.9
+    assert 0 < found["noisy"]["largest_difference"] <= model.bundle.promised_error
+    confusion = np.array(found["confusion"])
+    assert confusion.sum() == 60 and np.trace(confusion) == round(60 * found["polynomial"]["accuracy"])
+    assert found["rows_outside_fitted_ranges"] == 0
+
+
+def test_steps_account_for_every_level_and_all_time(model: CompiledModel) -> None:
+    steps = model.report["steps"]
+    assert [s["level_before"] for s in steps][1:] == [s["level_after"] for s in steps][:-1]
+    assert steps[0]["level_before"] == model.report["levels"] and steps[-1]["level_after"] == 0
+    assert sum(s["predicted_seconds"] for s in steps) == pytest.approx(model.report["predicted_seconds"])
+    assert any("(activation)" in s["layer"] for s in steps)
+    assert model.report["expanded_key_bytes"] > model.report["key_bytes"] > 0
+
+
+def test_page_is_well_formed_and_holds_the_figures(model: CompiledModel) -> None:
+    page = render(model.bundle, model.report)
+    body = re.sub(r"<style>.*?</style>|<!doctype html>|<meta[^>]*>", "", page, flags=re.S)
+    ElementTree.fromstring(body)  # every tag closed
+    assert "<script" not in page and "http" not in page  # self-contained
+    assert "&lt;b&gt;one" in page and "<b>one" not in page
+    assert page.count("<svg") == 1 and "Relu at Relu_1" in page
+    for text in ("2024/463", f"N = {model.report['n']}", "predictions, not measurements", "Confusion matrix"):
+        assert text in page
+
+
+def test_a_model_without_approximations_or_validation_has_a_page(tmp_path: Path) -> None:
+    b = ModelBuilder((1, 3, 3))
+    path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", b.quadratic("image", 1)), 9, 2))
+    model = compile_model(path, name="m")
+    page = render(model.bundle, model.report)
+    assert "<svg" not in page and "Not measured" in page and "Confusion" not in page
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((3, 1, 4, 4)), np.zeros(2, int), "one whole number a row"),
+        (np.zeros((3, 1, 4, 4)), np.zeros(3), "one whole number a row"),
+        (np.zeros((3, 4, 4)), np.zeros(3, int), "of shape"),
+        (np.full((3, 1, 4, 4), np.nan), np.zeros(3, int), "finite"),
+        (np.zeros((3, 1, 4, 4)), np.array([0, 1, 3]), r"0\.\.2"),
+    ],
+)
+def test_bad_validation_data(
+    built: tuple[Path, ModelBuilder, np.ndarray, np.ndarray], x: np.ndarray, y: np.ndarray, message: str
+) -> None:
+    path, _, rows, _ = built
+    with pytest.raises(ModelError, match=message):
+        compile_model(path, calibration=rows.astype(np.float64), validation=(x, y), name="m")
+
+
+def test_command_line_budgets(
+    built: tuple[Path, ModelBuilder, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, _, rows, labels = built
+    np.savez(tmp_path / "rows.npz", x=rows, y=labels)
+    np.savez(tmp_path / "x.npz", x=rows)
+    base = [
+        "compile",
+        str(path),
+        "-o",
+        str(tmp_path / "m.hem"),
+        "--calibrate",
+        str(tmp_path / "x.npz"),
+        "--json",
+    ]
+    good = [*base, "--activation", "relu=degree:8", "--validate", str(tmp_path / "rows.npz"), "--strict"]
+    result = CliRunner().invoke(
+        app, [*good, "--max-accuracy-drop", "0.5", "--report", str(tmp_path / "m.html")]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "m.html").read_text().startswith("<!doctype html>")
+    report = load_model(tmp_path / "m.hem").report
+    assert report["activations"]["fits"][0]["degree"] == 8
+    assert [b["met"] for b in report["budgets"]] == [True]
+    assert json.loads(result.stdout)["report"]["validation"]["rows"] == 60
+    missed = CliRunner().invoke(app, [*good, "--max-key-bytes", "1000"])
+    assert missed.exit_code == 1 and "missed: key bytes" in missed.stderr
+    for wrong in (["--max-accuracy-drop", "0.1"], ["--validate", str(tmp_path / "x.npz")]):
+        assert isinstance(CliRunner().invoke(app, [*base, *wrong]).exception, InputError)
+
+
+def test_plots() -> None:
+    plot = ElementTree.fromstring(fit_plot([0, 1, 2], [0, 1, 2], [0, 1, 2], [0.5, 0.0, 0.5], (0.5, 1.5), "a"))
+    assert len(plot.findall("rect")) == 2 and len(plot.findall("polyline")) == 2
+    assert ticks(-1.0, 1.0) == [-1, -0.5, 0, 0.5, 1] and ticks(3.2, 3.9) == [3.2, 3.4, 3.6, 3.8]
