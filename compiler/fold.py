@@ -224,7 +224,11 @@ def _fitted(node: Fitted, x: Polynomial) -> Polynomial:
     to_powers = np.zeros((len(node.coefficients),) * 2)  # column k: T_k
     for k, unit in enumerate(np.eye(len(to_powers))):
         to_powers[: k + 1, k] = chebyshev.cheb2poly(unit)
-    coefficients = np.broadcast_to(to_powers @ node.coefficients, (len(to_powers), size))
+    # What a fit leaves of higher terms where the function is a line there is float64 rounding.
+    exact = np.where(
+        np.abs(node.coefficients) > 1e-12 * np.abs(node.coefficients).max(), node.coefficients, 0.0
+    )
+    coefficients = np.broadcast_to(to_powers @ exact, (len(to_powers), size))
     offset, gain = x.coefficients if x.degree == 1 else (x.coefficients[0], np.zeros(size))
     still = gain == 0  # an element that does not vary has the fit's value there
     gain = np.where(still, 1.0, gain)
