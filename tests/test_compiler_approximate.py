@@ -180,7 +180,7 @@ def test_degrees_of_powers_of_two_cost_no_level_for_their_leading_coefficient(tm
 def test_elements_that_do_not_vary(tmp_path: Path) -> None:
     """A channel whose BatchNorm has scale zero gives a constant, and no level more."""
     b = ModelBuilder((1, 4, 4))
-    gains = [b.constant(np.array(v)) for v in ([1.0, 0.0], [0.0, 0.7], [0.0, 0.0], [1.0, 1.0])]
+    gains = [b.constant(np.array(v)) for v in ([1.0, 0.0], [0.0, 0.7], [1.0, 0.0], [1.0, 1.0])]
     x = b.node("Relu", b.node("BatchNormalization", b.conv("image", 1, 2), *gains))
     path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", x), 8, 2))
     rows = b.rows(30)
