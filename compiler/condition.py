@@ -289,9 +289,11 @@ def _polynomial(
     values = p(2 * nodes[:, None] / source.gain - source.shift)
     c = chebyshev.chebvander(nodes, p.degree).T @ values * (2 / count)
     c[0] /= 2
+    c[np.abs(c) < 1e-13 * np.abs(c).max(axis=0)] = (
+        0.0  # rounding, of which an element that does not vary would be made
+    )
     constant, c[0] = c[0].copy(), 0.0
     c[1:] /= 2
-    c[np.abs(c) < 1e-13 * np.abs(c).max(axis=0)] = 0.0
     c = c[: max((k for k in range(2, count) if c[k].any()), default=1) + 1]
     still = ~c.any(axis=0)
     c[-1, still] = 1.0  # whatever is computed of an element that does not vary, its factor is zero

@@ -16,6 +16,7 @@ POINTS = 1537  # of the fit; a multiple of the bins and one, so that a kink at t
 MAX_DEPTH = 4
 # Of the weight of a fit, spread over the whole interval: values that calibration did not meet must not be far off.
 FLOOR = 0.02
+LINEAR = 1e-9  # a function this near a line, as Relu is where it never cuts, needs no level
 MINIMAX_LOSS = 1.25  # minimax is taken where it costs no more than this factor in the typical (rms) error
 
 
@@ -56,7 +57,7 @@ def fit(values: Array, weights: Array, depth: int, degree: int | None = None) ->
     if degree is not None:
         return _best(values, weights, degree)
     full = _best(values, weights, 1 << depth)
-    if full.depth == depth:
+    if full.depth == depth or full.relative < LINEAR:
         return full
     return _best(values, weights, (1 << depth) - 1) if depth > 1 else None
 
@@ -80,8 +81,12 @@ def _best(values: Array, weights: Array, degree: int) -> Polynomial:
 
 
 def _measured(coefficients: Array, method: str, basis: Array, values: Array, inside: Array) -> Polynomial:
-    degree = len(coefficients) - 1
-    depth = degree.bit_length() - can_be_monic(coefficients)
+    size = np.abs(coefficients).max()
+    degree = max(
+        (k for k in range(len(coefficients)) if (np.abs(coefficients[k]) > 1e-13 * size).any()), default=0
+    )
+    coefficients, basis = coefficients[: degree + 1], basis[:, : degree + 1]
+    depth = degree.bit_length() - can_be_monic(coefficients) if degree > 1 else 0
     error = basis @ coefficients - values
     total = max(float(inside.sum()), 1e-300)
     share = inside[:, None] / total
