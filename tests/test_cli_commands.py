@@ -15,6 +15,7 @@ import pytest
 from serving import ROOT, Server
 
 from ckks.modelfile import CompiledModel, save_model
+from he_serve.keyfolder import KeyFolder
 
 DIGITS = ROOT / "models" / "digits.onnx"
 
@@ -145,6 +146,14 @@ def test_predict_and_keys(server: Server, tmp_path: Path, rows: Path) -> None:
     listed = answer(he_serve("keys", "list", "--key-store", tmp_path, "--json"))
     assert [k["servers"] for k in listed["keys"]] == [[server.url]]
     refused(he_serve("predict", rows, *where, env={"HE_SERVE_PASSPHRASE": "wrong"}), 2, "passphrase")
+    rotated = answer(he_serve("keys", "rotate", *where, "--json", env=env))
+    assert rotated["key_id"] != made["key_id"] and rotated["bundle_digest"] == made["bundle_digest"]
+    folder = KeyFolder(tmp_path, None)
+    folder.set_pin(
+        server.url, "tiny", "0" * 64
+    )  # as if the server had another bundle than the one remembered
+    refused(he_serve("keys", "rotate", *where, env=env), 3, "keys new")
+    folder.set_pin(server.url, "tiny", made["bundle_digest"])
     assert answer(he_serve("keys", "revoke", *where, "--json"))["revoked"] is True
     assert answer(he_serve("keys", "revoke", *where, "--json"), 1)["revoked"] is False
     assert answer(he_serve("keys", "list", "--key-store", tmp_path, "--json"))["keys"][0]["servers"] == []

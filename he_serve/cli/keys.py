@@ -1,4 +1,4 @@
-"""`he-serve keys new | list | revoke`, and the options that every command with keys shares."""
+"""`he-serve keys new | list | rotate | revoke`, and the options that every command with keys shares."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ def new(
     as_json: Json = False,
 ) -> None:
     """Accept the model's present bundle, make new keys for it (older ones are deleted), and upload the evaluation keys."""
+    _renew(url, model, key_store, plain, as_json, pinned=False)
+
+
+@app.command()
+def rotate(
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    key_store: Store = DEFAULT_STORE,
+    plain: Plain = False,
+    as_json: Json = False,
+) -> None:
+    """Replace the keys of a model by new ones; the server forgets the old. Unlike new, refuses a bundle that has changed."""
+    _renew(url, model, key_store, plain, as_json, pinned=True)
+
+
+def _renew(url: str, model: str | None, key_store: Path, plain: bool, as_json: bool, *, pinned: bool) -> None:
     from he_serve.client import Client
 
     with (
@@ -55,6 +71,8 @@ def new(
             url, model=model, key_store=key_store, passphrase=passphrase(plain), progress=report
         ) as client,
     ):
+        if pinned:
+            client.bundle()  # raises if it is not the one remembered
         key_id = client.new_keys()
         bundle = client.bundle()
     p = bundle.checked_parameters()
