@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compiler.condition import Activation, AffineTensor, InputTensor, ProductTensor, Program
+from compiler.condition import Activation, AffineTensor, ProductTensor, Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,3 @@ def assign_levels(program: Program) -> Levels:
 def _require(tensors: dict[int, int], activation: Activation, level: int) -> None:
     key = id(activation.tensor)
     tensors[key] = max(tensors.get(key, 0), level + activation.depth)
-
-
-def input_level(program: Program, levels: Levels) -> int:
-    """The level that the client encrypts at."""
-    return next(levels.tensors[id(t)] for t in program.tensors if isinstance(t, InputTensor))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tenseal.sealapi as sealapi
 
-from ckks.backends import Backend, make_backend
+from ckks.backends import make_backend
 from ckks.errors import EvaluationError, KeyFileError
 from ckks.parameters import Parameters
 from ckks.seeds import SEED_BYTES, expand
@@ -53,7 +53,7 @@ class SecretKey:
             raise KeyFileError("the secret key does not fit its parameters; make a new key")
         self.parameters, self.key_id, self.created = parameters, key_id, created
         self._coefficients = coefficients.astype(np.int8)
-        self._backend = _backend(parameters)
+        self._backend = make_backend(parameters)
         self._context = _seal_context(parameters)
         self._parms_ids = _parms_ids(self._context, parameters)
         moduli = np.array(parameters.moduli, dtype=np.uint64)[:, None]
@@ -77,7 +77,7 @@ class SecretKey:
         seal_key = sealapi.KeyGenerator(_seal_context(parameters)).secret_key()
         size = 8 * len(parameters.moduli) * parameters.degree
         residues = seal_bytes.read_secret_key(_dump(seal_key, size).members, len(parameters.moduli))
-        first = _backend(parameters).inverse(np.ascontiguousarray(residues[:1]), (0,))[0]
+        first = make_backend(parameters).inverse(np.ascontiguousarray(residues[:1]), (0,))[0]
         coefficients = np.where(
             first == np.uint64(parameters.moduli[0] - 1), -1, np.minimum(first, 2).astype(np.int64)
         )
@@ -267,16 +267,6 @@ def _parms_ids(context: Any, parameters: Parameters) -> dict[int, list[int]]:
         ids[rows] = data.parms_id()
         data = data.next_context_data()
     return ids
-
-
-def _backend(parameters: Parameters) -> Backend:
-    """The C++ kernels where they are built; without them NumPy makes the same keys, only slower."""
-    try:
-        return make_backend(parameters, "cpu")
-    except ImportError:
-        from ckks.backends.reference import ReferenceBackend
-
-        return ReferenceBackend(parameters)
 
 
 def _seal_context(parameters: Parameters) -> Any:
