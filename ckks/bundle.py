@@ -9,6 +9,8 @@ import hashlib
 import math
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ckks.errors import FormatError, HeError
@@ -27,19 +29,40 @@ class _Strict(BaseModel):
 
 
 class Packing(_Strict):
-    """Where a tensor lies in a slot vector: element i (C order) is at slots[i] + k*period for every k; other slots are zero or unused."""
+    """Where a tensor lies in a slot vector: element i (C order) is at slots[i] + k*period for every k; other slots are zero or unused.
+
+    copies, shift: an input's period may hold several copies, see `copy_places`; an output's does not.
+    """
 
     shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=1, max_length=6)]
     slots: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 15)]], Field(min_length=1, max_length=1 << 15)]
     period: Annotated[int, Field(ge=1, le=1 << 15)]
+    copies: Annotated[int, Field(ge=1, le=1 << 15)] = 1
+    shift: Annotated[int, Field(ge=0, lt=1 << 15)] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Packing:
         if self.period & (self.period - 1) or math.prod(self.shape) != len(self.slots):
             raise ValueError("the period must be a power of two and there must be one slot per element")
-        if len(set(self.slots)) != len(self.slots) or max(self.slots) >= self.period:
-            raise ValueError("slots must be distinct and below the period")
+        if self.copies & (self.copies - 1) or self.copies > self.period:
+            raise ValueError("the number of copies must be a power of two up to the period")
+        if len(set(self.slots)) != len(self.slots) or max(self.slots) >= self.period // self.copies:
+            raise ValueError(
+                "slots must be distinct and below the period, or the part of it that a copy takes"
+            )
         return self
+
+    def places(self) -> list[npt.NDArray[np.int64]]:
+        """The slots of the elements in each copy, int64 [elements], below the period."""
+        return copy_places(np.array(self.slots), self.period, self.copies, self.shift)
+
+
+def copy_places(
+    slots: npt.NDArray[np.int64], period: int, copies: int, shift: int
+) -> list[npt.NDArray[np.int64]]:
+    """Where the elements at `slots` in copy 0 lie in each copy: copy k is a block of period/copies slots, turned left by k*shift."""
+    block = period // copies
+    return [k * block + ((slots - k * shift) & (block - 1)) for k in range(copies)]
 
 
 class InputSpec(_Strict):
@@ -112,6 +135,8 @@ class Bundle(_Strict):
             raise ValueError("a level, period or rotation does not exist in these parameters")
         if len({r.steps for r in self.rotations}) != len(self.rotations):
             raise ValueError("a rotation is listed twice")
+        if self.output.packing.copies > 1:
+            raise ValueError("only an input has copies within its period")
         classes = len(self.output.packing.slots)
         if (self.output.post, classes) == ("sigmoid", 1) and len(self.output.labels) == 2:
             classes = 2

@@ -284,4 +284,10 @@ def _bundle(name: str, graph: Graph, program: Program, compiled: _Compiled) -> B
 
 
 def _slots(layout: Layout, shape: Shape) -> SlotPacking:
-    return SlotPacking(shape=list(shape[1:]) or [1], slots=layout.slots.tolist(), period=layout.period)
+    return SlotPacking(
+        shape=list(shape[1:]) or [1],
+        slots=layout.slots.tolist(),
+        period=layout.period,
+        copies=layout.copies,
+        shift=layout.shift,
+    )

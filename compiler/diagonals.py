@@ -52,6 +52,11 @@ def _placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, I
         distance = (a - b) & (m - 1)
         partial = np.minimum(distance // p, block // p - 1)
         return distance - partial * p, b + partial * p
+    if source.copies > 1 and p <= m // source.copies:
+        block = m // source.copies
+        copy = np.minimum(((a - b) & (p - 1)) // source.shift, source.copies - 1)
+        steps = ((a - b) & (p - 1)) - copy * source.shift
+        return steps, (copy * block + ((a - copy * source.shift) & (block - 1)) - steps) & (m - 1)
     if p >= m:
         return (a - b) & (m - 1), b
     steps = centred(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.graph import Shape
+from ckks.bundle import copy_places
+from compiler.graph import Array, Shape
 from compiler.matrices import Index
 
 
@@ -15,6 +16,8 @@ from compiler.matrices import Index
 class Layout:
     """Element i is at slots[i] + k*period for every k. slots: int64 [elements], distinct, below the period, a power of two.
 
+    copies, shift: of an input, whose copies the client makes: the period holds `copies` blocks of equal size, block k turned left by
+    k*shift slots within itself (ckks.bundle.copy_places). Other tensors have one copy.
     fold (p, m): blocks of m slots hold p elements each, at their beginning; a matrix leaves partial sums of an element p slots apart,
     and what adding them up leaves in the other slots is of no use, so that the layout suits no output and no polynomial of high degree.
     """
@@ -23,6 +26,15 @@ class Layout:
     slots: Index
     period: int
     fold: tuple[int, int] | None = None
+    copies: int = 1
+    shift: int = 0
+
+    def spread(self, values: Array) -> Array:
+        """Vectors float64 [..., period] with `values` [..., elements] at all their places and zero elsewhere."""
+        vector = np.zeros((*values.shape[:-1], self.period))
+        for places in copy_places(self.slots, self.period, self.copies, self.shift):
+            vector[..., places] = values
+        return vector
 
 
 def power_of_two(n: int) -> int:
@@ -74,6 +86,20 @@ def blocks(size: int, slots: int) -> list[Layout]:
             row = np.arange(size)
             found.append(Layout(f"blocks of {m}", row // p * m + row % p, slots, (p, m)))
     return found
+
+
+def turned_copies(size: int, consumers: list[int], slots: int) -> list[Layout]:
+    """Layouts of an input of `size` elements whose copies fill the slots, each turned on by a share of a consumer's `consumers` outputs.
+
+    The copies then meet different diagonals of a wide dense layer in one product: R rows over C columns take R*C/slots diagonals, and
+    their sums fold into a tidy result (Halevi and Shoup 2018, section 4.3, with the rotations made before encryption).
+    """
+    copies = slots // power_of_two(size)
+    shifts = {power_of_two(n) // copies for n in consumers} - {0} if copies > 1 else set()
+    return [
+        Layout(f"{copies} copies turned by {shift}", np.arange(size), slots, None, copies, shift)
+        for shift in sorted(shifts)
+    ]
 
 
 def _grid(name: str, step: int, plane: Index, y: Index, x: Index, inner: Index | int = 0) -> Layout:

@@ -16,7 +16,7 @@ from compiler.condition import Activation, AffineTensor, Function, InputTensor, 
 from compiler.graph import Array
 from compiler.layouts import Layout
 from compiler.levels import Levels
-from compiler.pack import Packing, spread
+from compiler.pack import Packing
 
 MAX_LAYER_NAME = 200  # the circuit format's limit
 ACTIVATION = " (activation)"  # what the layer's name is followed by in instructions of its activation
@@ -155,7 +155,7 @@ def _affine(
         y = emitter.rescale(y) if level == 0 else y
         total = y if total is None else emitter.add(total, y)
     assert total is not None  # folding keeps at least one term
-    return emitter.add_plain(total, spread(layout, t.bias))
+    return emitter.add_plain(total, layout.spread(t.bias))
 
 
 def _activate(emitter: _Emitter, activation: Activation, u: _Value, level: int, layout: Layout) -> _Value:
@@ -169,7 +169,7 @@ def _activate(emitter: _Emitter, activation: Activation, u: _Value, level: int, 
     while 2 * max(powers) < len(c):
         top = max(powers)
         square = emitter.multiply(powers[top], powers[top])
-        powers[2 * top] = emitter.add_plain(square, spread(layout, np.full(c.shape[1], -2.0)))
+        powers[2 * top] = emitter.add_plain(square, layout.spread(np.full(c.shape[1], -2.0)))
     if activation.monic:
         leading = emitter.drop(powers[len(c) - 1], level)
         rest = _evaluate(emitter, c[:-1], powers, level, leading.scale, layout)
@@ -195,7 +195,7 @@ def _evaluate(
     while len(coefficients) and not coefficients[-1].any():
         coefficients = coefficients[:-1]
     if len(coefficients) < 2:
-        return spread(layout, coefficients[0]) if len(coefficients) else None
+        return layout.spread(coefficients[0]) if len(coefficients) else None
     degree = len(coefficients) - 1
     k = 1 << (degree.bit_length() - 1)  # the largest power of two that is at most the degree
     low, high = coefficients[:k].copy(), coefficients[k:]

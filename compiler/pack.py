@@ -6,18 +6,26 @@ the state is the layouts chosen so far and the keys they need, so that layers co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.sparse import coo_array
 
 from ckks.errors import ModelError
 from compiler import diagonals as dg
-from compiler.condition import Activation, AffineTensor, Function, ProductTensor, Program, Tensor
+from compiler.condition import (
+    Activation,
+    AffineTensor,
+    Function,
+    InputTensor,
+    ProductTensor,
+    Program,
+    Tensor,
+)
 from compiler.diagonals import Offsets, Split
 from compiler.graph import Array
-from compiler.layouts import Layout, blocks, candidates
+from compiler.layouts import Layout, blocks, candidates, turned_copies
 from compiler.levels import Levels
 
 BEAM = 48
@@ -114,12 +122,23 @@ def _candidates(program: Program, groups: dict[int, int], slots: int) -> dict[in
             layouts = candidates(t.shape, slots)
             if len(t.shape) == 2 and _may_be_untidy(program, t):
                 layouts += blocks(t.shape[1], slots)
+            if isinstance(t, InputTensor):
+                layouts += turned_copies(math.prod(t.shape), _wide_consumers(program, t), slots)
             if not layouts:
                 raise ModelError(
                     f"{program.layer_of(t)!r}: a tensor of shape {t.shape} needs more than {slots} slots; make it smaller"
                 )
             found[groups[id(t)]] = layouts
     return found
+
+
+def _wide_consumers(program: Program, tensor: Tensor) -> list[int]:
+    """Elements of the tensors that dense layers make of `tensor`."""
+    return [
+        math.prod(t.shape)
+        for t in program.tensors
+        if isinstance(t, AffineTensor) and len(t.shape) == 2 and any(a.tensor is tensor for a, _ in t.terms)
+    ]
 
 
 def _may_be_untidy(program: Program, tensor: Tensor) -> bool:
@@ -198,10 +217,3 @@ def _finish(
         transform = Transform(e.activation, dg.diagonals(e.matrix, source, target, f), steps, f.folds)
         transforms[id(e.target)] = (*transforms.get(id(e.target), ()), transform)
     return Packing(slots, {id(t): chosen[groups[id(t)]] for t in program.tensors}, transforms)
-
-
-def spread(layout: Layout, values: Array) -> Array:
-    """A vector [period] with `values` at their slots and zero elsewhere."""
-    vector = np.zeros(layout.period)
-    vector[layout.slots] = values
-    return vector

@@ -27,11 +27,10 @@ def evaluate(
     """Outputs [rows][elements] of the circuit on cleartext rows [rows][elements], exact or (with a seed) with simulated noise."""
     evaluator = CleartextEvaluator(parameters, weights, None if seed is None else np.random.default_rng(seed))
     source = next(i for i in circuit.instructions if i.op is Op.INPUT)
-    slots = np.zeros((len(rows), layouts[0].period))
-    slots[:, layouts[0].slots] = rows
-    result = run(circuit, {source.name: evaluator.encrypt(slots, source.level, source.scale)}, evaluator)
-    (value,) = result.values()
-    out: Array = value.slots[:, layouts[1].slots]
+    value = evaluator.encrypt(layouts[0].spread(rows), source.level, source.scale)
+    result = run(circuit, {source.name: value}, evaluator)
+    (last,) = result.values()
+    out: Array = last.slots[:, layouts[1].slots]
     return out
 
 

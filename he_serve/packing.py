@@ -11,7 +11,8 @@ from ckks.types import Slots
 def pack(values: Slots, packing: Packing) -> Slots:
     """float64 of packing.shape -> float64 [period]; slots that hold no element are zero."""
     slots = np.zeros(packing.period)
-    slots[packing.slots] = values.reshape(-1)
+    for places in packing.places():
+        slots[places] = values.reshape(-1)
     return slots
 
 

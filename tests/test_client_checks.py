@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from samples import random_ciphertext, small_parameters
 from serving import Keyed, Server
 
@@ -374,6 +375,15 @@ def test_packing_and_back() -> None:
     assert slots.tolist() == [2.0, 0, 0, 3.0, 0, 1.0, 4.0, 0]
     assert np.array_equal(unpack(np.tile(slots, 4), packing), values)
     assert np.array_equal(copies(np.tile(slots, 4), packing), np.tile(values.reshape(-1), (4, 1)))
+
+
+def test_turned_copies_of_an_input() -> None:
+    packing = Packing(shape=[3], slots=[0, 1, 3], period=16, copies=4, shift=3)
+    slots = pack(np.array([1.0, 2.0, 3.0]), packing)
+    assert slots.tolist() == [1, 2, 0, 3, 3, 1, 2, 0, 0, 3, 1, 2, 2, 0, 3, 1]
+    for wrong in ({"copies": 3}, {"copies": 32}, {"copies": 8}):
+        with pytest.raises(ValidationError):
+            Packing(**{"shape": [3], "slots": [0, 1, 3], "period": 16, "shift": 1} | wrong)
 
 
 def test_probabilities_show_no_more_than_the_promise_supports(tiny: CompiledModel) -> None:

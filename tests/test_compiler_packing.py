@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 
 from ckks.errors import ModelError
 from compiler import diagonals as dg
-from compiler.layouts import Layout, blocks, candidates, power_of_two
+from compiler.layouts import Layout, blocks, candidates, power_of_two, turned_copies
 from compiler.matrices import windows
 
 SLOTS = 1024
@@ -25,6 +25,16 @@ def layouts(draw: st.DrawFn) -> Layout:
     size = draw(st.integers(1, min(period, 24)))
     seed = draw(st.integers(0, 99))
     return Layout("random", np.random.default_rng(seed).permutation(period)[:size].astype(np.int64), period)
+
+
+@st.composite
+def inputs(draw: st.DrawFn) -> Layout:
+    """Layouts of an input: any, or one whose period holds copies, each turned further."""
+    layout = draw(layouts())
+    copies = 1 << draw(st.integers(0, 3))
+    if copies == 1:
+        return layout
+    return Layout("turned", layout.slots, layout.period * copies, None, copies, 1 << draw(st.integers(0, 4)))
 
 
 def by_diagonals(
@@ -40,7 +50,7 @@ def by_diagonals(
 
 
 @given(
-    source=layouts(),
+    source=inputs(),
     target=layouts(),
     density=st.floats(0.05, 1),
     size=st.integers(1, 40),
@@ -53,8 +63,7 @@ def test_diagonals_equal_the_matrix(
     shape = len(target.slots), len(source.slots)
     matrix = draw.normal(size=shape) * (draw.uniform(size=shape) < density)
     x = draw.normal(size=shape[1])
-    packed = np.zeros(source.period)
-    packed[source.slots] = x
+    packed = source.spread(x)
     coo = coo_array(matrix)
     found = dg.offsets(coo, source, target)
     diagonals = dg.diagonals(coo, source, target, found)
@@ -71,7 +80,7 @@ def test_diagonals_equal_the_matrix(
     assert not y.reshape(-1, target.period)[:, unused].any()
 
 
-@given(source=layouts(), size=st.integers(1, 40), choice=st.integers(0, 20), split=st.integers(1, 40))
+@given(source=inputs(), size=st.integers(1, 40), choice=st.integers(0, 20), split=st.integers(1, 40))
 def test_blocks_compute_other_outputs_in_every_copy(
     source: Layout, size: int, choice: int, split: int
 ) -> None:
@@ -82,8 +91,7 @@ def test_blocks_compute_other_outputs_in_every_copy(
     assert len(set(target.slots.tolist())) == size and target.slots.max() < target.period == SLOTS
     matrix = draw.normal(size=(size, len(source.slots)))
     x = draw.normal(size=len(source.slots))
-    packed = np.zeros(source.period)
-    packed[source.slots] = x
+    packed = source.spread(x)
     found = dg.offsets(coo_array(matrix), source, target)
     diagonals = dg.diagonals(coo_array(matrix), source, target, found)
     terms = dg.terms(found.steps, dg.Split(split, 0, 0.0, frozenset()), source.period, SLOTS)
@@ -98,6 +106,15 @@ def test_copies_of_a_short_input_divide_the_diagonals() -> None:
     found = dg.offsets(matrix, source, target)
     assert len(found.steps) == 32 and found.folds == (32, 64, 128, 256, 512)
     assert len(dg.offsets(matrix, source, Layout("b", np.arange(100), 128)).steps) == 128
+
+
+def test_turned_copies_divide_the_diagonals_and_leave_a_tidy_result() -> None:
+    """128 x 784 over 4096 slots: 32 diagonals, and sums that fold into every copy of the result."""
+    (source,) = turned_copies(784, [128], 4096)
+    assert (source.copies, source.shift, source.period) == (4, 32, 4096)
+    found = dg.offsets(coo_array(np.ones((128, 784))), source, Layout("dense", np.arange(128), 128))
+    assert found.steps.tolist() == list(range(32)) and found.folds == (128, 256, 512, 1024, 2048)
+    assert turned_copies(784, [2], 4096) == turned_copies(3000, [128], 4096) == []
 
 
 @given(source=layouts(), target=layouts())
