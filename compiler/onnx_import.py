@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper, numpy_helper
 
 from ckks.bundle import Post
 from ckks.errors import ModelError
+from compiler.functions import expanded_nodes
 from compiler.graph import Shape
 from compiler.moving import Constant
 from compiler.tail import Tail, cut_tail
@@ -109,6 +111,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Shape, Tail]:
         raise ModelError(
             f"{path.name} is not an ONNX file ({type(error).__name__}); export the model again"
         ) from None
+    proto = _without_functions(proto)
     _check_text(proto)
     _check_sizes(proto)
     _load_external(proto, path)
@@ -129,6 +132,21 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Shape, Tail]:
     if not 1 <= len(tail.logits) <= 200:
         raise ModelError("the output must have a name of 1 to 200 characters")
     return proto, shape, tail
+
+
+def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
+    if not proto.functions:
+        return proto
+    if (nodes := expanded_nodes(proto)) > MAX_NODES:
+        raise ModelError(
+            f"the model has {nodes} nodes with its local functions expanded, more than {MAX_NODES}"
+        )
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"its local functions cannot be expanded: {_first_line(error)}; export the model without functions"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -167,9 +185,9 @@ def _check_sizes(proto: onnx.ModelProto) -> None:
     graph = proto.graph
     if len(graph.node) > MAX_NODES:
         raise ModelError(f"the model has {len(graph.node)} nodes, more than {MAX_NODES}")
-    if proto.functions or graph.sparse_initializer or proto.training_info:
+    if graph.sparse_initializer or proto.training_info:
         raise ModelError(
-            "the model has local functions, sparse weights or training information; export plain inference operators"
+            "the model has sparse weights or training information; export plain inference operators"
         )
     for node in graph.node:
         if any(

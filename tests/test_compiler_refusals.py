@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -14,8 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import ModelBuilder
 
+from ckks.cleartext import CleartextEvaluator
 from ckks.errors import ModelError
+from ckks.interpreter import run
 from compiler.compile import compile_model
+from he_serve.packing import pack, unpack
 
 TENSOR = (3, 6, 6)
 
@@ -74,6 +78,48 @@ def test_training_mode_is_refused(tmp_path: Path) -> None:
 def test_weights_that_are_no_numbers_are_refused(bad: float, tmp_path: Path) -> None:
     b = ModelBuilder((4,))
     _refused(b.model(b.node("Mul", "image", b.constant([1, 2, bad, 4]))), tmp_path, "c0.*NaN or infinite")
+
+
+def _with_functions(count: int, calls: int) -> onnx.ModelProto:
+    """A chain of functions, each with `calls` calls of the next in a row; the last is Neg."""
+    opset = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    functions = []
+    for i in range(count):
+        op, domain = ("Neg", "") if i + 1 == count else (f"f{i + 1}", "local")
+        names = ["x", *(f"v{k}" for k in range(1, calls)), "y"]
+        nodes = [helper.make_node(op, [a], [b], domain=domain) for a, b in itertools.pairwise(names)]
+        functions.append(helper.make_function("local", f"f{i}", ["x"], ["y"], nodes, opset))
+    image, out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in ("image", "out"))
+    graph = helper.make_graph(
+        [helper.make_node("f0", ["image"], ["out"], domain="local")], "g", [image], [out]
+    )
+    return helper.make_model(graph, functions=functions, opset_imports=opset, ir_version=8)
+
+
+def test_local_functions_are_expanded(tmp_path: Path) -> None:
+    onnx.save(_with_functions(3, 3), tmp_path / "m.onnx")  # Neg 27 times
+    model = compile_model(tmp_path / "m.onnx", name="m")
+    evaluator = CleartextEvaluator(model.bundle.checked_parameters(), model.weights)
+    x, spec = np.array([0.5, 0.25, 1.0, 0.0]), model.bundle.input
+    inputs = {spec.name: evaluator.encrypt(pack(x, spec.packing), spec.level, spec.scale)}
+    (result,) = run(model.circuit, inputs, evaluator).values()
+    assert np.abs(unpack(result.slots, model.bundle.output.packing) + x).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("count", "calls", "match"), [(30, 3, "nodes with its local functions"), (40, 1, "nests deeper")]
+)
+def test_local_functions_that_grow_are_refused(count: int, calls: int, match: str, tmp_path: Path) -> None:
+    _refused(_with_functions(count, calls), tmp_path, match)
+
+
+def test_a_local_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
+    model = _with_functions(2, 2)
+    model.functions[1].node[0].op_type, model.functions[1].node[0].domain = "f0", "local"
+    _refused(model, tmp_path, "calls itself")
+    model = _with_functions(2, 1)
+    model.functions.append(model.functions[0])
+    _refused(model, tmp_path, "defined twice")
 
 
 def test_missing_initialiser(tmp_path: Path) -> None:
