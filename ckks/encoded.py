@@ -85,7 +85,8 @@ class EncodedWeights:
     def vector(self, name: str, level: int, scale: float) -> Residues:
         """Weight `name` (float64 [period]) in NTT domain, uint64 [level+1][N]. Raises EvaluationError."""
         kept = self._find(_Encoding(name, level, scale)).unpack()[0]
-        return np.repeat(kept, self.backend.parameters.degree // kept.shape[1], axis=1)
+        times = self.backend.parameters.degree // kept.shape[1]
+        return np.repeat(kept, times, axis=1) if times > 1 else kept
 
     def diagonals(self, name: str, level: int, scale: float, giants: tuple[int, ...]) -> Packed:
         """Weight `name` (float64 [diagonals][period]), diagonal i rotated right by giants[i].

@@ -6,7 +6,7 @@
 namespace kernels {
 namespace {
 
-constexpr std::size_t kLine = 8 / W;  // vectors a step: 8 positions, a cache line of uint64
+constexpr std::size_t kLine = 2;  // vectors a step: enough sums side by side to hide the latency of each
 
 // A packed row of `length` residues at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions. `fetch`
 // asks for what lies at `at` in the row.
@@ -129,7 +129,7 @@ void key_sum(const VectorPrime& p, const KeySum& s, std::size_t start, std::size
 
 template <class Row, bool periodic>
 void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
-    constexpr std::size_t ahead = 64;  // positions: every plaintext of a large sum comes from memory, too many streams for a CPU to follow
+    constexpr std::size_t ahead = 128;  // positions: every plaintext of a large sum comes from memory, too many streams for a CPU to follow
     const Field f(p);
     for (std::size_t k = 0; k < n; k += kLine * W) {
         const std::size_t at = s.start + k;
