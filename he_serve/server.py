@@ -40,9 +40,14 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Raises HeError if a model or the state folder cannot be used."""
-        self.settings, self.models = settings, load_registry(settings.models)
+        self.settings, self.models = settings, load_registry(settings.models, settings.weights_memory)
         self.executor = Executor(settings, [m.path for m in self.models.values()])
-        self.metrics = Metrics(lambda: self.executor.waiting, lambda: self.executor.ready_workers)
+        self.metrics = Metrics(
+            lambda: self.executor.waiting,
+            lambda: self.executor.ready_workers,
+            lambda: self.executor.loading_peak,
+            {name: m.encoded_bytes for name, m in self.models.items()},
+        )
         self.keys = KeyStore(settings)
         self.draining = False
         self._admitted = 0
