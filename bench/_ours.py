@@ -90,7 +90,7 @@ def _make_keys(key: SecretKey, steps: Iterable[int]) -> EvaluationKeys:
 
     def expanded(k: SeededKey) -> KeySwitchKey:
         halves = [seeds.expand(p, k.seed, j, p.extended_rows(k.level)) for j in range(len(k.b))]
-        return KeySwitchKey(np.stack([k.b, np.stack(halves)], axis=1), k.level)
+        return KeySwitchKey.from_residues(p, np.stack([k.b, np.stack(halves)], axis=1), k.level)
 
     relinearisation = None if seeded.relinearisation is None else expanded(seeded.relinearisation)
     return EvaluationKeys(p, relinearisation, {g: expanded(k) for g, k in seeded.galois.items()})

@@ -98,7 +98,7 @@ class SealSide:
 
     def _parse(self, keys: object) -> dict[int, KeySwitchKey]:
         """SEAL's KSwitchKeys: parms_id, their number, then for each the number of digits and one nested public key per digit."""
-        members = seal._dump(keys, _KEY_BYTES).members
+        p, members = self.key.parameters, seal._dump(keys, _KEY_BYTES).members
         (count,) = struct.unpack_from("<Q", members, 32)
         offset, found = 40, {}
         for index in range(count):
@@ -109,5 +109,5 @@ class SealSide:
                 polys, _, offset = seal_bytes.read_ciphertext(members, offset + 16)  # after its own header
                 parts.append(polys)
             if parts:
-                found[index] = KeySwitchKey(np.stack(parts), self.key.parameters.max_level)
+                found[index] = KeySwitchKey.from_residues(p, np.stack(parts), p.max_level)
         return found

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,29 @@ from ckks.circuit import Circuit, Op, Weights
 from ckks.encoder import Encoder
 from ckks.errors import EvaluationError
 from ckks.mapped import map_arrays, write_arrays
+from ckks.packed import Bytes, Packed, pack, packed_bytes
+from ckks.parameters import Parameters
 from ckks.types import Residues, Slots
 
 _FORMAT = (
-    "encoded weights 1"  # change it with anything that changes an encoding: old files are then made anew
+    "encoded weights 2"  # change it with anything that changes an encoding: old files are then made anew
 )
+_TOGETHER = 16  # polynomials in memory at a time while a file is written
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """One weight as a circuit uses it. giants: the rotation of each diagonal of a linear transform; None for a vector."""
+
+    weight: str
+    level: int
+    scale: float
+    giants: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        split = "" if self.giants is None else hashlib.sha256(repr(self.giants).encode()).hexdigest()[:16]
+        return f"{self.weight} {self.level} {self.scale.hex()} {split}"
 
 
 class EncodedWeights:
@@ -36,7 +55,7 @@ class EncodedWeights:
         self.backend = backend
         self.weights = weights
         self.encoder = Encoder(backend.parameters, backend)
-        self._arrays: dict[str, Residues] = {}
+        self._arrays: dict[str, Bytes] = {}
 
     @property
     def nbytes(self) -> int:
@@ -45,69 +64,110 @@ class EncodedWeights:
 
     def prepare(self, circuit: Circuit) -> None:
         """Encode all that a circuit uses, so that its first run is no slower than the others. Raises EvaluationError."""
-        for ins in circuit.instructions:
-            if ins.op is Op.ADD_PLAIN:
-                self.vector(ins.weight, ins.level, ins.scale)
-            elif ins.op is Op.MULTIPLY_PLAIN:
-                self.vector(ins.weight, ins.level, ins.weight_scale)
-            elif ins.op is Op.LINEAR_TRANSFORM:
-                giants = tuple(giant for giant, _ in ins.terms)
-                self.diagonals(ins.weight, ins.level, ins.weight_scale, giants)
+        for encoding in _encodings(circuit):
+            self._find(encoding)
 
     def prepare_shared(self, circuit: Circuit, path: Path) -> None:
         """As `prepare`, through the file `path` (see `encoded_file`): the first process writes it, all map it.
 
-        Mapped pages are shared, and given back by the system when memory is short. Raises EvaluationError.
+        A few polynomials are in memory at a time while it is written. Mapped pages are shared, and given back by the system when
+        memory is short. Raises EvaluationError.
         """
         with _lock(path):
             if not path.exists():
-                self.prepare(circuit)
                 partial = path.with_suffix(".part")
-                shapes = {name: array.shape for name, array in self._arrays.items()}
-                write_arrays(partial, {"kind": _FORMAT}, shapes, self._arrays.__getitem__)
+                encodings = {e.name: e for e in _encodings(circuit)}
+                shapes = {name: self._shape(e) for name, e in encodings.items()}
+                write_arrays(partial, {"kind": _FORMAT}, shapes, lambda name: self._encode(encodings[name]))
                 partial.replace(path)
         _, self._arrays = map_arrays(path)
 
     def vector(self, name: str, level: int, scale: float) -> Residues:
         """Weight `name` (float64 [period]) in NTT domain, uint64 [level+1][N]. Raises EvaluationError."""
-        key = f"{name} {level} {scale.hex()}"
-        if key not in self._arrays:
-            self._arrays[key] = self._encode(self._weight(name, 1), level, scale, extended=False)
-        kept = self._arrays[key]
-        return np.repeat(kept, self.backend.parameters.degree // kept.shape[1], axis=1)
+        kept = self._find(_Encoding(name, level, scale)).unpack()[0]
+        times = self.backend.parameters.degree // kept.shape[1]
+        return np.repeat(kept, times, axis=1) if times > 1 else kept
 
-    def diagonals(self, name: str, level: int, scale: float, giants: tuple[int, ...]) -> Residues:
+    def diagonals(self, name: str, level: int, scale: float, giants: tuple[int, ...]) -> Packed:
         """Weight `name` (float64 [diagonals][period]), diagonal i rotated right by giants[i].
 
-        NTT domain over the extended rows of `level`, [diagonal][row][N/s], for Backend.multiply_sums. Raises EvaluationError.
+        NTT domain over the extended rows of `level`, packed [diagonal][row][N/s], for Backend.multiply_sums. Raises EvaluationError.
         """
-        split = hashlib.sha256(repr(giants).encode()).hexdigest()[:16]
-        key = f"{name} {level} {scale.hex()} {split}"
-        if key not in self._arrays:
-            rows = self._weight(name, 2)
-            if len(rows) != len(giants):
-                raise EvaluationError(
-                    f"weight {name!r} has {len(rows)} diagonals, the circuit uses {len(giants)}"
-                )
+        return self._find(_Encoding(name, level, scale, giants))
 
-            def encode(i: int) -> Residues:
-                return self._encode(np.roll(rows[i], giants[i]), level, scale, extended=True)
+    def _find(self, encoding: _Encoding) -> Packed:
+        name = encoding.name
+        if name not in self._arrays:
+            array = np.empty(self._shape(encoding), np.uint8)
+            start = 0
+            for part in self._encode(encoding):
+                array[start : start + len(part)] = part
+                start += len(part)
+            self._arrays[name] = array
+        length = 2 * self._rows(encoding).shape[1]
+        return Packed(self._arrays[name], self._moduli(encoding), length)
 
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                self._arrays[key] = np.stack(list(pool.map(encode, range(len(rows)))))
-        return self._arrays[key]
+    def _encode(self, encoding: _Encoding) -> Iterator[Bytes]:
+        """The packed polynomials of `encoding`, some at a time."""
+        rows, extended = self._rows(encoding), encoding.giants is not None
+        stride = self.backend.parameters.slots // rows.shape[1]
 
-    def _encode(self, values: Slots, level: int, scale: float, extended: bool) -> Residues:
-        residues = self.encoder.encode(values, level, scale, extended).polynomial.residues
-        return np.ascontiguousarray(residues[:, :: self.backend.parameters.slots // len(values)])
+        def encode(i: int) -> Bytes:
+            values = np.roll(rows[i], encoding.giants[i]) if encoding.giants is not None else rows[i]
+            plain = self.encoder.encode(values, encoding.level, encoding.scale, extended)
+            return pack(plain.polynomial.residues[:, ::stride], self._moduli(encoding)).data
 
-    def _weight(self, name: str, axes: int) -> Slots:
-        values = self.weights.get(name)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for start in range(0, len(rows), _TOGETHER):
+                yield np.stack(list(pool.map(encode, range(start, min(start + _TOGETHER, len(rows))))))
+
+    def _moduli(self, encoding: _Encoding) -> tuple[int, ...]:
+        return _moduli(self.backend.parameters, encoding)
+
+    def _shape(self, encoding: _Encoding) -> tuple[int, int]:
+        return _shape(self.backend.parameters, encoding, self._rows(encoding))
+
+    def _rows(self, encoding: _Encoding) -> Slots:
+        """The vectors that are encoded, float64 [diagonals or 1][period]."""
+        axes = 1 if encoding.giants is None else 2
+        values = self.weights.get(encoding.weight)
         if values is None or values.ndim != axes:
             raise EvaluationError(
-                f"weight {name!r} is missing or not of {axes} axes; compile the model again"
+                f"weight {encoding.weight!r} is missing or not of {axes} axes; compile the model again"
+            )
+        if encoding.giants is None:
+            return values[None]
+        if len(values) != len(encoding.giants):
+            raise EvaluationError(
+                f"weight {encoding.weight!r} has {len(values)} diagonals, the circuit uses {len(encoding.giants)}"
             )
         return values
+
+
+def encoded_bytes(circuit: Circuit, weights: Weights, parameters: Parameters) -> int:
+    """Bytes of the encoded weights of a circuit (without the file's header)."""
+    shapes = {e.name: _shape(parameters, e, np.atleast_2d(weights[e.weight])) for e in _encodings(circuit)}
+    return sum(count * size for count, size in shapes.values())
+
+
+def _encodings(circuit: Circuit) -> Iterator[_Encoding]:
+    for ins in circuit.instructions:
+        if ins.op is Op.ADD_PLAIN:
+            yield _Encoding(ins.weight, ins.level, ins.scale)
+        elif ins.op is Op.MULTIPLY_PLAIN:
+            yield _Encoding(ins.weight, ins.level, ins.weight_scale)
+        elif ins.op is Op.LINEAR_TRANSFORM:
+            yield _Encoding(ins.weight, ins.level, ins.weight_scale, tuple(giant for giant, _ in ins.terms))
+
+
+def _moduli(parameters: Parameters, encoding: _Encoding) -> tuple[int, ...]:
+    whole = encoding.giants is not None
+    rows = parameters.extended_rows(encoding.level) if whole else parameters.data_rows(encoding.level)
+    return tuple(parameters.moduli[r] for r in rows)
+
+
+def _shape(parameters: Parameters, encoding: _Encoding, rows: Slots) -> tuple[int, int]:
+    return len(rows), packed_bytes(_moduli(parameters, encoding), 2 * rows.shape[1])
 
 
 def encoded_file(folder: Path, bundle: Bundle) -> Path:

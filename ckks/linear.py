@@ -61,11 +61,8 @@ def linear_transform(
     for first in range(0, len(order), _GIANTS_AT_ONCE):
         some = order[first : first + _GIANTS_AT_ONCE]
         wanted = [giant for giant, _, _ in some if giant in used]
-        sums = [
-            [(place[baby], diagonals[i]) for i, (giant, baby) in enumerate(steps) if giant == g]
-            for g in wanted
-        ]
-        inner = list(backend.multiply_sums([*babies.values()], sums, rows)) if sums else []
+        sums = [[(place[baby], i) for i, (giant, baby) in enumerate(steps) if giant == g] for g in wanted]
+        inner = list(backend.multiply_sums([*babies.values()], diagonals, sums, rows)) if sums else []
         found = dict(zip(wanted, inner, strict=True))
         for giant, parent, key in some:
             if giant in found:

@@ -1,7 +1,7 @@
 """The values of the scheme: polynomials with their domain as a type, plaintexts, ciphertexts, key-switching keys.
 
-All residues are uint64 in [0, q) of their row. NTT order: position i holds a(psi^(2*bitrev(i)+1)), psi the smallest primitive
-2N-th root of unity of that prime.
+All residues are uint64 in [0, q) of their row, those of keys packed (ckks.packed). NTT order: position i holds
+a(psi^(2*bitrev(i)+1)), psi the smallest primitive 2N-th root of unity of that prime.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckks.errors import EvaluationError, MissingKeyError
+from ckks.packed import Packed, pack
 from ckks.parameters import Parameters
 
 Residues = npt.NDArray[np.uint64]
@@ -60,12 +61,18 @@ class Ciphertext:
 class KeySwitchKey:
     """A key-switching key s' -> s, good up to `level`.
 
-    digits: uint64 [digit][2][level+1+K][N], NTT domain, rows as Parameters.extended_rows(level); entry (j, 0) = b_j and (j, 1) = a_j
+    digits: packed [digit][2][level+1+K][N], NTT domain, rows as Parameters.extended_rows(level); entry (j, 0) = b_j and (j, 1) = a_j
     with b_j + a_j*s = P*g_j*s' + e_j, g_j = 1 on the digit's own limbs and 0 elsewhere (Han and Ki 2020, section 3).
     """
 
-    digits: Residues
+    digits: Packed
     level: int
+
+    @staticmethod
+    def from_residues(parameters: Parameters, digits: Residues, level: int) -> KeySwitchKey:
+        """A key from uint64 [digit][2][level+1+K][N]."""
+        moduli = tuple(parameters.moduli[r] for r in parameters.extended_rows(level))
+        return KeySwitchKey(pack(digits, moduli), level)
 
 
 @dataclass(frozen=True)

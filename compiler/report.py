@@ -9,6 +9,8 @@ import numpy as np
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction, Op, Weights
 from ckks.counting import CountedValue, CountingEvaluator
+from ckks.encoded import encoded_bytes
+from ckks.expanded import expanded_bytes
 from ckks.interpreter import run
 from ckks.parameters import Parameters
 from ckks.security import SOURCE
@@ -56,8 +58,8 @@ def make_report(
         "levels": bundle.input.level,
         "rotation_keys": len(bundle.rotations),
         "key_bytes": key_bytes(parameters, circuit),
-        "expanded_key_bytes": _expanded_key_bytes(circuit, parameters),
-        "weight_bytes": _weight_bytes(circuit, weights, parameters),
+        "expanded_key_bytes": expanded_bytes(parameters, circuit.key_needs()),
+        "weight_bytes": encoded_bytes(circuit, weights, parameters),
         "ciphertext_bytes": ciphertext_bytes(parameters, bundle.input.level),
         "promised_error": bundle.promised_error,
         "largest_calibrated_output": program.largest_output,
@@ -166,25 +168,3 @@ def _activations(approximation: Approximation) -> dict[str, Any]:
             }
         )
     return {"output_error": approximation.error, "budget": approximation.budget, "fits": rows}
-
-
-def _weight_bytes(circuit: Circuit, weights: Weights, parameters: Parameters) -> int:
-    """Bytes of the encoded weights as a worker keeps them: a vector of period k is 2k values a limb (ckks/encoded.py)."""
-    total = 0
-    for ins in circuit.instructions:
-        if ins.weight:
-            extended = ins.op is Op.LINEAR_TRANSFORM
-            rows = parameters.extended_rows(ins.level) if extended else parameters.data_rows(ins.level)
-            total += 8 * len(rows) * 2 * weights[ins.weight].size
-    return total
-
-
-def _expanded_key_bytes(circuit: Circuit, parameters: Parameters) -> int:
-    """Bytes of the evaluation keys as the server maps them: both polynomials of every digit, 8 bytes a residue."""
-    needs = circuit.key_needs()
-    levels = list(needs.rotations.values())
-    levels += [needs.relinearisation] if needs.relinearisation is not None else []
-    return sum(
-        len(parameters.digits(level)) * 2 * len(parameters.extended_rows(level)) * parameters.degree * 8
-        for level in levels
-    )

@@ -46,6 +46,7 @@ class Executor:
         self._queue: asyncio.Queue[_Job] = asyncio.Queue(settings.queue)
         self._supervisors: list[asyncio.Task[None]] = []
         self.ready_workers = 0
+        self.loading_peak = 0  # bytes, of the worker that took most memory to load its models
 
     @property
     def waiting(self) -> int:
@@ -87,7 +88,10 @@ class Executor:
             was_ready = False
             try:
                 assert process.stdout is not None
-                await asyncio.wait_for(frames.read_async(process.stdout), self._settings.worker_start_timeout)
+                ready, _ = await asyncio.wait_for(
+                    frames.read_async(process.stdout), self._settings.worker_start_timeout
+                )
+                self.loading_peak = max(self.loading_peak, ready["peak_memory"])
                 _log.info("worker %d is ready (process %d)", index, process.pid)
                 was_ready, backoff = True, 0.5
                 self.ready_workers += 1

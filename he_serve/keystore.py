@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from ckks.errors import InputError
-from ckks.parameters import Parameters
-from ckks.types import KeyNeeds
 from he_serve.problems import RequestError
 from he_serve.settings import Settings
 
@@ -42,15 +40,6 @@ class KeyRecord:
     state: State
     reason: str
     created: float
-
-
-def expanded_size(parameters: Parameters, needs: KeyNeeds) -> int:
-    """Bytes of the keys once their seeds are expanded (without the file's header)."""
-    levels = [*needs.rotations.values()] + ([] if needs.relinearisation is None else [needs.relinearisation])
-    return sum(
-        len(parameters.digits(v)) * 2 * len(parameters.extended_rows(v)) * parameters.degree * 8
-        for v in levels
-    )
 
 
 class KeyStore:
@@ -99,7 +88,7 @@ class KeyStore:
 
     def expanded_path(self, key_id: str) -> Path:
         """Where the expanded keys lie once they are ready; a file here is always complete."""
-        return self._folder / f"{key_id}.keys"
+        return self._folder / f"{key_id}.packed"
 
     def create(self, model: str, digest: str, size: int, sha256: str, reserved: int) -> KeyRecord:
         """Begin an upload. reserved: disk bytes to account for. Raises RequestError 507 if the store is full."""

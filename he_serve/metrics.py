@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -10,9 +10,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """One server's metrics. waiting, ready: read when the metrics are."""
+    """One server's metrics. waiting, ready, loading_peak: read when the metrics are. encoded: bytes of encoded weights by model."""
 
-    def __init__(self, waiting: Callable[[], float], ready: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        waiting: Callable[[], float],
+        ready: Callable[[], float],
+        loading_peak: Callable[[], float],
+        encoded: Mapping[str, int],
+    ) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "he_serve_requests", "Requests.", ["method", "route", "status"], registry=self._registry
@@ -40,6 +46,19 @@ class Metrics:
         Gauge("he_serve_workers_ready", "Workers that can evaluate.", registry=self._registry).set_function(
             ready
         )
+        Gauge(
+            "he_serve_loading_peak_bytes",
+            "Largest peak memory of a worker when it had loaded its models.",
+            registry=self._registry,
+        ).set_function(loading_peak)
+        weights = Gauge(
+            "he_serve_encoded_weights_bytes",
+            "Encoded weights, mapped by all workers.",
+            ["model"],
+            registry=self._registry,
+        )
+        for model, size in encoded.items():
+            weights.labels(model).set(size)
 
     def text(self) -> bytes:
         """The exposition format."""

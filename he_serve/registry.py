@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckks.bundle import Bundle
+from ckks.encoded import encoded_bytes
 from ckks.errors import InputError
 from ckks.modelfile import load_model
 from ckks.parameters import Parameters
@@ -15,7 +16,7 @@ from ckks.types import KeyNeeds
 
 @dataclass(frozen=True)
 class Deployed:
-    """One deployed model; `bundle_bytes` is what clients fetch, `digest` its SHA-256."""
+    """One deployed model; `bundle_bytes` is what clients fetch, `digest` its SHA-256, `encoded_bytes` the size of its encoded weights."""
 
     path: Path
     bundle: Bundle
@@ -23,21 +24,37 @@ class Deployed:
     digest: str
     parameters: Parameters
     needs: KeyNeeds
+    encoded_bytes: int
 
 
-def load_registry(folder: Path) -> Mapping[str, Deployed]:
-    """All models of a folder by name. Raises FormatError for a bad file and InputError for none or for two of one name."""
+def load_registry(folder: Path, weights_memory: int | None = None) -> Mapping[str, Deployed]:
+    """All models of a folder by name.
+
+    Raises FormatError for a bad file, InputError for none, for two of one name, and if the encoded weights of all take more than
+    `weights_memory` bytes.
+    """
     models: dict[str, Deployed] = {}
     for path in sorted(folder.glob("*.hem")):
-        bundle = load_model(path).bundle
+        model = load_model(path)
+        bundle = model.bundle
         if bundle.name in models:
             raise InputError(
                 f"{path.name} and {models[bundle.name].path.name} are both called {bundle.name!r}; remove one"
             )
         data, parameters = bundle.to_bytes(), bundle.checked_parameters()
-        models[bundle.name] = Deployed(path, bundle, data, bundle.digest, parameters, bundle.key_needs())
+        size = encoded_bytes(model.circuit, model.weights, parameters)
+        models[bundle.name] = Deployed(
+            path, bundle, data, bundle.digest, parameters, bundle.key_needs(), size
+        )
     if not models:
         raise InputError(
             f"{folder}: no compiled models (*.hem) here; make one with he-serve compile MODEL.onnx -o {folder}/NAME.hem"
+        )
+    total = sum(m.encoded_bytes for m in models.values())
+    if weights_memory is not None and total > weights_memory:
+        sizes = ", ".join(f"{m.bundle.name} {m.encoded_bytes / 1e6:.1f} MB" for m in models.values())
+        raise InputError(
+            f"the encoded weights take {total / 1e6:.1f} MB ({sizes}), the limit is {weights_memory / 1e6:.1f} MB: allow more "
+            "(--weights-memory), or spread the models over several servers"
         )
     return models

@@ -9,10 +9,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckks.encoded import encoded_file
+from ckks.expanded import expanded_bytes
 from ckks.wire import ciphertext_limit, key_file_size
 from he_serve import bodies
 from he_serve.executor import Executor, Result
-from he_serve.keystore import KeyRecord, KeyStore, expanded_size, sync_file
+from he_serve.keystore import KeyRecord, KeyStore, sync_file
 from he_serve.metrics import Metrics
 from he_serve.problems import RequestError, busy
 from he_serve.registry import Deployed, load_registry
@@ -39,9 +40,14 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Raises HeError if a model or the state folder cannot be used."""
-        self.settings, self.models = settings, load_registry(settings.models)
+        self.settings, self.models = settings, load_registry(settings.models, settings.weights_memory)
         self.executor = Executor(settings, [m.path for m in self.models.values()])
-        self.metrics = Metrics(lambda: self.executor.waiting, lambda: self.executor.ready_workers)
+        self.metrics = Metrics(
+            lambda: self.executor.waiting,
+            lambda: self.executor.ready_workers,
+            lambda: self.executor.loading_peak,
+            {name: m.encoded_bytes for name, m in self.models.items()},
+        )
         self.keys = KeyStore(settings)
         self.draining = False
         self._admitted = 0
@@ -94,7 +100,7 @@ class Server:
             raise RequestError(
                 422, "key-size", f"a key file for {new.model} has {least + 1} to {most} bytes, got {new.size}"
             )
-        reserved = new.size + expanded_size(model.parameters, model.needs)
+        reserved = new.size + expanded_bytes(model.parameters, model.needs)
         return self.keys.create(new.model, model.digest, new.size, new.sha256, reserved)
 
     async def append(self, key_id: str, headers: Mapping[str, str], stream: AsyncIterator[bytes]) -> int:

@@ -17,6 +17,7 @@ class Settings:
     workers: evaluation processes, each with `threads` threads. queue: requests that may wait for a worker. All times are in seconds, all
     sizes in bytes. chunk_timeout: longest silence within a request body. minimum_rate: bytes per second that a body must reach on average
     after chunk_timeout. key_store_bytes: disk space for uploaded and expanded keys together; a new upload that does not fit is refused.
+    weights_memory: most bytes that the encoded weights of all models may take together, once for all workers; None for no bound.
     """
 
     models: Path
@@ -36,6 +37,7 @@ class Settings:
     upload_lifetime: float = 86400.0
     mapped_keys: int = 64
     key_store_bytes: int = 64 * GIB
+    weights_memory: int | None = None
     drain: float = 0.5
 
     @property
@@ -54,6 +56,7 @@ class Settings:
             ("workers", self.workers, 1),
             ("threads", self.threads, 1),
             ("queue", self.queue, 1),
+            ("weights memory", self.weights_memory, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ckks.bundle import Bundle
 from ckks.errors import InputError
-from ckks.expanded import expand_keys
-from he_serve.keystore import KeyRecord, KeyStore, expanded_size
+from ckks.expanded import expand_keys, expanded_bytes
+from he_serve.keystore import KeyRecord, KeyStore
 from he_serve.registry import Deployed
 from he_serve.settings import GIB, Settings
 
@@ -64,8 +64,9 @@ async def validate(record: KeyRecord, store: KeyStore, model: Deployed, settings
         "target": str(partial),
         "sha256": record.sha256,
         "bundle": model.bundle_bytes.decode(),
-        # The upload is mapped and at most one key is held expanded; twice the whole is a bound that no conformant file reaches.
-        "memory": _PYTHON_BYTES + record.size + 2 * expanded_size(model.parameters, model.needs),
+        # The upload is mapped and at most one key is held expanded, in twice its packed size or less and then packed; four times the
+        # whole is a bound that no conformant file reaches.
+        "memory": _PYTHON_BYTES + record.size + 4 * expanded_bytes(model.parameters, model.needs),
         "seconds": int(settings.validation_timeout),
     }
     process = await asyncio.create_subprocess_exec(

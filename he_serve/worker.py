@@ -94,10 +94,15 @@ def load_models(
             model.bundle.name,
             weights.nbytes / 1e6,
             time.perf_counter() - start,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+            _peak_memory() / 1e6,
         )
         models[model.bundle.name] = Loaded(model.bundle, model.circuit, p, backend, weights)
     return models
+
+
+def _peak_memory() -> int:
+    """Bytes, of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -> tuple[bytes, float]:
@@ -131,7 +136,7 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
     config, _ = frames.read(source)
     models = load_models(config["models"], config["backend"], config["threads"], Path(config["encoded"]))
     mapped = MappedKeys(config["mapped_keys"])
-    send({"status": "ready"})
+    send({"status": "ready", "peak_memory": _peak_memory()})
     while True:
         job, data = frames.read(source)
         if "model" not in job:

@@ -42,7 +42,7 @@ def expanded_keys(keys: SeededKeys) -> EvaluationKeys:
 
     def one(key: SeededKey) -> KeySwitchKey:
         a = [seeds.expand(p, key.seed, j, p.extended_rows(key.level)) for j in range(len(key.b))]
-        return KeySwitchKey(np.stack([key.b, np.stack(a)], axis=1), key.level)
+        return KeySwitchKey.from_residues(p, np.stack([key.b, np.stack(a)], axis=1), key.level)
 
     relinearisation = None if keys.relinearisation is None else one(keys.relinearisation)
     return EvaluationKeys(p, relinearisation, {element: one(key) for element, key in keys.galois.items()})
@@ -137,7 +137,7 @@ class SealOracle:
 
     def _parse(self, keys: object) -> dict[int, KeySwitchKey]:
         """KSwitchKeys: parms_id, count, then per index the number of digits and that many nested ciphertexts over all primes."""
-        members = seal._dump(keys, 1 << 28).members
+        p, members = self.parameters, seal._dump(keys, 1 << 28).members
         (count,) = struct.unpack_from("<Q", members, 32)
         offset, found = 40, {}
         for index in range(count):
@@ -147,6 +147,6 @@ class SealOracle:
                 polys, _, offset = seal_bytes.read_ciphertext(members, offset + 16)
                 parts.append(polys)
             if parts:
-                found[index] = KeySwitchKey(np.stack(parts), self.parameters.max_level)
+                found[index] = KeySwitchKey.from_residues(p, np.stack(parts), p.max_level)
         assert offset == len(members)
         return found

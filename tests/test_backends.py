@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import threading
@@ -19,6 +20,7 @@ from ckks.backends.cpu import CpuBackend
 from ckks.backends.reference import ReferenceBackend
 from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import instruction_sets
+from ckks.packed import pack
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes, smallest_root
 from ckks.types import KeySwitchKey, Residues
@@ -41,9 +43,11 @@ SETS = {
     # both families in one set, as with keys from elsewhere
     "40_and_60_bits": (14, 40, 60, 4, 2, 2),
     "20_and_49_bits": (12, 20, 49, 2, 1, 2),
+    # primes on both sides of 2^32 and of 2^48: every packing of keys and plaintexts
+    "32_and_48_bits": (14, 32, 48, 6, 3, 1),
     "large_ring": (15, 45, 49, 3, 2, 2),
 }
-SMALL = ("30_bits", "60_bits", "30_bits_pairs", "49_bits", "20_and_49_bits")
+SMALL = ("30_bits", "60_bits", "30_bits_pairs", "49_bits", "20_and_49_bits", "32_and_48_bits")
 CPUS = tuple(instruction_sets())
 
 
@@ -93,6 +97,15 @@ def residues(
     patterns = {"zero": [0, 0], "one": [1, 1], "largest": [-1, -1], "alternating": [0, -1]}
     pattern = np.resize(np.array(patterns[kind], dtype=np.int64), p.degree)
     return np.broadcast_to(np.where(pattern < 0, q - np.uint64(1), pattern.astype(np.uint64)), shape).copy()
+
+
+def moduli(p: Parameters, rows: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(p.moduli[r] for r in rows)
+
+
+def some_key(p: Parameters, level: int, kind: str = "random") -> KeySwitchKey:
+    digits = residues(p, p.extended_rows(level), len(p.digits(level)), 2, kind=kind, seed=3)
+    return KeySwitchKey.from_residues(p, digits, level)
 
 
 KINDS = ("random", "zero", "one", "largest", "alternating")
@@ -158,12 +171,12 @@ def test_multiply_sums(name: str, count: int) -> None:
     rows = p.extended_rows(p.max_level)
     for kind in ("random", "largest"):
         terms = [residues(p, rows, 2, kind=kind, seed=i) for i in range(count)]
-        plains = [residues(p, rows, kind=kind, seed=100 + i) for i in range(count)]
-        for repeat in (1, 2, 4, 8, p.degree):
-            kept = [np.ascontiguousarray(x[:, ::repeat]) for x in plains]
-            sums = [list(enumerate(kept)), [(count // 2, kept[0])], [(0, x) for x in kept]]
-            result = everywhere(name, "multiply_sums", terms, sums, rows)
-        product = everywhere(name, "multiply_scalars", terms[count // 2], plains[0][:, 0].copy(), rows)
+        plains = residues(p, rows, count, kind=kind, seed=100)
+        sums = [[(i, i) for i in range(count)], [(count // 2, 0)], [(0, i) for i in range(count)]]
+        for repeat in (1, 2, 4, 8, 16, p.degree):
+            kept = pack(plains[..., ::repeat], moduli(p, rows))
+            result = everywhere(name, "multiply_sums", terms, kept, sums, rows)
+        product = everywhere(name, "multiply_scalars", terms[count // 2], plains[0, :, 0].copy(), rows)
         assert_same(result[1], product)
 
 
@@ -188,8 +201,7 @@ def test_key_switching(name: str, kind: str) -> None:
         x = residues(p, p.data_rows(level), kind=kind)
         digits = everywhere(name, "decompose", x, level)
         for key_level in {level, p.max_level}:
-            shape = (len(p.digits(key_level)), 2)
-            key = KeySwitchKey(residues(p, p.extended_rows(key_level), *shape, kind=kind, seed=3), key_level)
+            key = some_key(p, key_level, kind)
             product = everywhere(name, "key_product", digits, key, level)
         everywhere(name, "mod_down", product, level)
         wide = residues(p, rows, 1, 2, kind=kind, seed=4)
@@ -204,9 +216,7 @@ def test_key_product_with_an_automorphism(name: str, kind: str) -> None:
     level = p.max_level - 1
     data, rows = p.data_rows(level), p.extended_rows(level)
     digits = residues(p, rows, len(p.digits(level)), kind=kind)
-    key = KeySwitchKey(
-        residues(p, p.extended_rows(level + 1), len(p.digits(level + 1)), 2, kind=kind, seed=3), level + 1
-    )
+    key = some_key(p, level + 1, kind)
     factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
     wide, narrow = residues(p, rows, 2, kind=kind, seed=5), residues(p, data, 2, kind=kind, seed=6)
     for element in (1, 5, p.galois_element(-3)):
@@ -334,7 +344,7 @@ def test_threads_change_nothing(threads: int) -> None:
     x = residues(p, p.data_rows(level))
     digits = many.decompose(x, level)
     assert_same(digits, one.decompose(x, level))
-    key = KeySwitchKey(residues(p, p.extended_rows(level), len(digits), 2), level)
+    key = some_key(p, level)
     product = many.key_product(digits, key, level)
     assert_same(product, one.key_product(digits, key, level))
     assert_same(many.key_switch(x, key, level), product)
@@ -362,12 +372,13 @@ def test_a_memory_mapped_key_is_read_in_place(tmp_path: Path) -> None:
     cpu = backend("30_bits_pairs", "cpu")
     p = cpu.parameters
     level = p.max_level
-    array = residues(p, p.extended_rows(level), len(p.digits(level)), 2)
-    np.save(tmp_path / "key.npy", array)
+    key = some_key(p, level)
+    np.save(tmp_path / "key.npy", key.digits.data)
     mapped = np.load(tmp_path / "key.npy", mmap_mode="r")
     digits = cpu.decompose(residues(p, p.data_rows(level)), level)
-    expected = cpu.key_product(digits, KeySwitchKey(array, level), level)
-    assert_same(cpu.key_product(digits, KeySwitchKey(mapped, level), level), expected)
+    expected = cpu.key_product(digits, key, level)
+    again = KeySwitchKey(dataclasses.replace(key.digits, data=mapped), level)
+    assert_same(cpu.key_product(digits, again, level), expected)
 
 
 def test_read_only_and_strided_inputs() -> None:
@@ -399,8 +410,9 @@ def test_wrong_arrays_raise() -> None:
     n, level = p.degree, p.max_level
     good, rows = residues(p, p.data_rows(level)), p.data_rows(level)
     wide, pair = residues(p, p.extended_rows(level), 2), residues(p, rows, 2)
+    plains = pack(pair, moduli(p, rows))
     digits = cpu.decompose(good, level)
-    key = KeySwitchKey(residues(p, p.extended_rows(level), len(digits), 2), level)
+    key = some_key(p, level)
     calls: list[Callable[[], Residues]] = [
         lambda: cpu.forward(good.astype(np.int64), rows),  # type: ignore[arg-type]
         lambda: cpu.forward(good.astype(">u8"), rows),
@@ -416,14 +428,20 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.subtract(wide[:, : level + 1], residues(p, rows, 3), rows),
         lambda: cpu.multiply_scalars(good, np.ones(2, np.uint64), rows),
         lambda: cpu.multiply_scalars(good, np.full(len(rows), 2**64 - 1, np.uint64), rows),
-        lambda: cpu.multiply_sums([], [], rows),
-        lambda: cpu.multiply_sums([pair], [[]], rows),
-        lambda: cpu.multiply_sums([pair], [[(1, good)]], rows),
-        lambda: cpu.multiply_sums([pair], [[(-1, good)]], rows),
-        lambda: cpu.multiply_sums([good], [[(0, good)]], rows),
-        lambda: cpu.multiply_sums([pair], [[(0, good[:, :3])]], rows),
-        lambda: cpu.multiply_sums([pair], [[(0, np.uint64(1))]], rows),  # type: ignore[list-item]
-        lambda: cpu.multiply_sums([pair], [[(0, good)], [(0, good[:, ::2])]], rows),
+        lambda: cpu.multiply_sums([], plains, [], rows),
+        lambda: cpu.multiply_sums([pair], plains, [[]], rows),
+        lambda: cpu.multiply_sums([pair], plains, [[(1, 0)]], rows),
+        lambda: cpu.multiply_sums([pair], plains, [[(-1, 0)]], rows),
+        lambda: cpu.multiply_sums([pair], plains, [[(0, 2)]], rows),
+        lambda: cpu.multiply_sums([pair], plains, [[(0, -1)]], rows),
+        lambda: cpu.multiply_sums([good], plains, [[(0, 0)]], rows),
+        lambda: cpu.multiply_sums([pair[:, :2]], plains, [[(0, 0)]], rows[:2]),
+        lambda: cpu.multiply_sums([pair], pack(pair[..., :3], plains.moduli), [[(0, 0)]], rows),
+        lambda: cpu.multiply_sums([pair], pack(pair[..., :0], plains.moduli), [[(0, 0)]], rows),
+        lambda: cpu.multiply_sums([pair], dataclasses.replace(plains, length=n // 2), [[(0, 0)]], rows),
+        lambda: cpu.multiply_sums(
+            [pair], dataclasses.replace(plains, data=plains.data.view(np.int8)), [[(0, 0)]], rows
+        ),
         lambda: cpu.tensor(good, good, rows),
         lambda: cpu.automorphism(good, 2),
         lambda: cpu.automorphism(good[:, :-1], 3),
@@ -432,7 +450,12 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.decompose(good, level + 1),
         lambda: cpu.key_product(digits[:-1], key, level),
         lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level - 1), level),
-        lambda: cpu.key_product(digits, KeySwitchKey(key.digits[:-1], level), level),
+        lambda: cpu.key_product(
+            digits, KeySwitchKey(dataclasses.replace(key.digits, data=key.digits.data[:-1]), level), level
+        ),
+        lambda: cpu.key_product(
+            digits, KeySwitchKey(dataclasses.replace(key.digits, length=n // 2), level), level
+        ),
         lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level + 1), level),
         lambda: cpu.key_product(digits, key, level, 2),
         lambda: cpu.key_product(digits, key, level, 3, good),

@@ -11,7 +11,7 @@ from samples import tiny_model
 
 from ckks.backends import make_backend
 from ckks.circuit import Op
-from ckks.encoded import EncodedWeights, encoded_file
+from ckks.encoded import EncodedWeights, encoded_bytes, encoded_file
 from ckks.errors import EvaluationError
 from ckks.mapped import map_arrays, write_arrays
 
@@ -24,7 +24,7 @@ def _all(weights: EncodedWeights) -> list[np.ndarray]:
     for ins in MODEL.circuit.instructions:
         if ins.op is Op.LINEAR_TRANSFORM:
             giants = tuple(giant for giant, _ in ins.terms)
-            found.append(weights.diagonals(ins.weight, ins.level, ins.weight_scale, giants))
+            found.append(weights.diagonals(ins.weight, ins.level, ins.weight_scale, giants).data)
         elif ins.op is Op.ADD_PLAIN:
             found.append(weights.vector(ins.weight, ins.level, ins.scale))
     return found
@@ -41,6 +41,12 @@ def test_shared_encodings_are_the_same_and_mapped(tmp_path: Path) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(arrays, _all(own), strict=True))
         assert not arrays[0].flags.writeable and shared.nbytes == own.nbytes
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".safetensors"]
+
+
+def test_size_is_known_beforehand() -> None:
+    weights = EncodedWeights(BACKEND, MODEL.weights)
+    weights.prepare(MODEL.circuit)
+    assert weights.nbytes == encoded_bytes(MODEL.circuit, MODEL.weights, BACKEND.parameters)
 
 
 def test_name_depends_on_everything_encoded() -> None:
@@ -64,9 +70,10 @@ def test_wrong_weights_are_refused() -> None:
 
 
 def test_mapped_arrays_round_trip(tmp_path: Path) -> None:
-    arrays = {"a": np.arange(6, dtype=np.uint64).reshape(2, 3), "b c": np.full((1,), 2**63, np.uint64)}
+    arrays = {"a": np.arange(128, dtype=np.uint8).reshape(2, 64), "b c": np.full((1, 1, 64), 255, np.uint8)}
+    shapes = {k: v.shape for k, v in arrays.items()}
     write_arrays(
-        tmp_path / "f", {"kind": "test"}, {k: v.shape for k, v in arrays.items()}, arrays.__getitem__
+        tmp_path / "f", {"kind": "test"}, shapes, lambda name: np.split(arrays[name], len(arrays[name]))
     )
     metadata, mapped = map_arrays(tmp_path / "f")
     assert metadata == {"kind": "test"} and list(mapped) == list(arrays)

@@ -12,6 +12,7 @@ from toy import centred, lift, make_parameters
 
 from ckks import modular
 from ckks.backends.reference import ReferenceBackend
+from ckks.packed import pack
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes, smallest_root
 from ckks.types import KeySwitchKey, Residues
@@ -168,7 +169,8 @@ def test_element_wise_functions(parameters: Parameters) -> None:
     assert same(b.multiply(x, y, rows), X * Y) and same(b.multiply(x, y[0], rows), X * Y[0])
     assert same(b.multiply_scalars(x, scalars, rows), X * scalars[:, None].astype(object))
     assert same(b.tensor(x, y, rows), np.stack([X[0] * Y[0], X[0] * Y[1] + X[1] * Y[0], X[1] * Y[1]]))
-    sums = b.multiply_sums([x, y, z], [[(0, y[1]), (1, z[0]), (2, x[0])], [(2, x[1])]], rows)
+    plains = pack(np.stack([y[1], z[0], x[0], x[1]]), tuple(parameters.moduli[r] for r in rows))
+    sums = b.multiply_sums([x, y, z], plains, [[(0, 0), (1, 1), (2, 2)], [(2, 3)]], rows)
     assert same(sums, np.stack([X * Y[1] + Y * Z[0] + Z * X[0], Z * X[1]]))
 
 
@@ -254,7 +256,8 @@ def test_ties_of_many_limbs_use_the_exact_path() -> None:
 def test_key_product_skips_rows_above_the_level(parameters: Parameters) -> None:
     b, top = ReferenceBackend(parameters), parameters.max_level
     key_rows = parameters.extended_rows(top)
-    key = KeySwitchKey(random(parameters, key_rows, len(parameters.digits(top)), 2, seed=9), top)
+    residues = random(parameters, key_rows, len(parameters.digits(top)), 2, seed=9)
+    key = KeySwitchKey.from_residues(parameters, residues, top)
     for level in range(top + 1):
         rows = parameters.extended_rows(level)
         count = len(parameters.digits(level))
@@ -263,7 +266,7 @@ def test_key_product_skips_rows_above_the_level(parameters: Parameters) -> None:
         assert got.shape == (2, len(rows), parameters.degree)
         for i, r in enumerate(rows):
             for half in range(2):
-                row = key.digits[:count, half, key_rows.index(r), :40].astype(object)
+                row = residues[:count, half, key_rows.index(r), :40].astype(object)
                 exact = (row * digits[:, i, :40].astype(object)).sum(axis=0) % parameters.moduli[r]
                 assert (got[half, i, :40] == exact).all()
 

@@ -23,6 +23,7 @@ from ckks.modelfile import CompiledModel, save_model
 from ckks.wire import dump_ciphertext
 from he_serve.client import Client
 from he_serve.packing import pack
+from he_serve.registry import load_registry
 from he_serve.settings import Settings
 
 X = np.array([0.1, 0.2, -0.3])
@@ -208,6 +209,15 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         Settings(models=tmp_path, state=tmp_path, port=70000)
     with pytest.raises(InputError, match="workers"):
         Settings(models=tmp_path, state=tmp_path, workers=0)
+    with pytest.raises(InputError, match="weights memory"):
+        Settings(models=tmp_path, state=tmp_path, weights_memory=0)
+
+
+def test_models_beyond_the_memory_for_weights_are_refused(models_folder: Path) -> None:
+    needed = load_registry(models_folder)["tiny"].encoded_bytes
+    assert load_registry(models_folder, needed)
+    with pytest.raises(InputError, match=r"\(tiny .* MB\).*--weights-memory"):
+        load_registry(models_folder, needed - 1)
 
 
 def test_no_process_of_a_server_loads_the_secret_side(models_folder: Path, tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_metrics(server: Server) -> None:
     text = server.http.get("/metrics").text
     assert 'he_serve_requests_total{method="GET",route="none",status="404"}' in text
     assert "he_serve_workers_ready 1.0" in text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert 1e3 < float(values['he_serve_encoded_weights_bytes{model="tiny"}']) < 1e6
+    assert 1e7 < float(values["he_serve_loading_peak_bytes"]) < 1e9
 
 
 def test_openapi_describes_the_routes(server: Server) -> None:

@@ -13,13 +13,12 @@ from samples import random_ciphertext, random_keys, small_parameters
 from serving import start_server
 
 from ckks.errors import MissingKeyError, RemoteError
-from ckks.expanded import expand_keys, map_keys
+from ckks.expanded import expand_keys, expanded_bytes, map_keys
 from ckks.modelfile import CompiledModel
 from ckks.types import EvaluationKeys, KeyNeeds
 from ckks.wire import dump_ciphertext, dump_keys
 from he_serve import frames
 from he_serve.client import Client
-from he_serve.keystore import expanded_size
 from he_serve.worker import JobCancelledError, MappedKeys, evaluate, load_models
 
 
@@ -82,9 +81,9 @@ def test_mapped_keys_are_kept_within_bounds(expanded: Path, tmp_path: Path) -> N
 
 
 def test_expanded_size_is_exact(expanded: Path, tiny: CompiledModel) -> None:
-    size = expanded_size(small_parameters(), tiny.bundle.key_needs())
+    size = expanded_bytes(small_parameters(), tiny.bundle.key_needs())
     assert size < expanded.stat().st_size < size + 4096
-    assert expanded_size(small_parameters(), KeyNeeds(None)) == 0
+    assert expanded_bytes(small_parameters(), KeyNeeds(None)) == 0
 
 
 def test_validation_that_takes_too_long_is_a_rejection(models_folder: Path, tmp_path: Path) -> None:

@@ -70,14 +70,12 @@ def test_key_file_round_trip(tmp_path: Path) -> None:
         mapped = map_keys(target, p)
         assert mapped.relinearisation is not None and keys.relinearisation is not None
         assert set(mapped.galois) == {p.galois_element(1), p.galois_element(5)}
-        assert np.array_equal(mapped.relinearisation.digits[:, 0], keys.relinearisation.b)
+        assert np.array_equal(mapped.relinearisation.digits.unpack()[:, 0], keys.relinearisation.b)
         for element, key in keys.galois.items():
-            got = mapped.galois[element]
-            assert got.level == key.level and np.array_equal(got.digits[:, 0], key.b)
+            got, digits = mapped.galois[element], mapped.galois[element].digits.unpack()
+            assert got.level == key.level and np.array_equal(digits[:, 0], key.b)
             for j in range(key.b.shape[0]):
-                assert np.array_equal(
-                    got.digits[j, 1], seeds.expand(p, key.seed, j, p.extended_rows(key.level))
-                )
+                assert np.array_equal(digits[j, 1], seeds.expand(p, key.seed, j, p.extended_rows(key.level)))
 
 
 @pytest.mark.parametrize("p", PARAMETERS, ids=str)

@@ -67,7 +67,7 @@ class ToyClient:
             gadget = [p.special_product % p.moduli[r] if start <= r < stop else 0 for r in rows]
             term = b.multiply_scalars(source[list(rows)], np.array(gadget, dtype=np.uint64), rows)
             digits.append(np.stack([b.add(body, term, rows), mask]))
-        return KeySwitchKey(np.stack(digits), level)
+        return KeySwitchKey.from_residues(p, np.stack(digits), level)
 
     def encrypt(self, values: Slots, level: int, scale: float) -> Ciphertext:
         plain = self.encoder.encode(values, level, scale).polynomial

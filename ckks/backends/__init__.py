@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ckks.errors import ParameterError
+from ckks.packed import Packed
 from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey, Residues
 
@@ -41,11 +42,11 @@ class Backend(Protocol):
         """a times one residue per row: scalars [row]."""
 
     def multiply_sums(
-        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+        self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
     ) -> Residues:
-        """Each sum over its (i, plain) of terms[i] * plain, terms[i] [2][row][N] -> [sum][2][row][N]: the inner loop of a linear transform.
+        """Each sum over its (i, j) of terms[i] * plains[j], terms[i] [2][row][N] -> [sum][2][row][N]: the inner loop of a linear transform.
 
-        All plains are [row][N/s] for one s, a power of two: each value stands for s positions in a row.
+        plains: packed [plaintext][row][N/s], s a power of two: each value stands for s positions in a row.
         """
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:

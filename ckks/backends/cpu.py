@@ -13,6 +13,7 @@ import numpy as np
 from ckks.backends import Rows
 from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import Engine, empty, instruction_sets
+from ckks.packed import Bytes, Packed, packed_bytes
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
 from ckks.types import KeySwitchKey, Residues
@@ -86,20 +87,21 @@ class CpuBackend:
         return out
 
     def multiply_sums(
-        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+        self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
     ) -> Residues:
         self._require_rows(rows)
-        n, chosen = self.parameters.degree, [[i for i, _ in one] for one in sums]
-        if not sums or not all(chosen) or any(not 0 <= i < len(terms) for one in chosen for i in one):
-            raise EvaluationError("every sum needs a plaintext, and every plaintext one of the terms")
+        n, count = self.parameters.degree, len(plains.data)
+        if not sums or not all(sums):
+            raise EvaluationError("every sum needs a product")
+        if any(not (0 <= i < len(terms) and 0 <= j < count) for one in sums for i, j in one):
+            raise EvaluationError("a product names a term or a plaintext that does not exist")
+        if plains.length < 1 or n % plains.length:
+            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {plains.length}")
         shape = (2, len(rows), n)
         terms = [_array(t, shape) for t in terms]
-        kept = np.shape(sums[0][0][1])[-1:]
-        if kept == () or kept == (0,) or n % kept[0]:
-            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {kept}")
-        plains = [[_array(p, (len(rows), *kept)) for _, p in one] for one in sums]
+        data = self._packed(plains, (count,), rows)
         out = empty((len(sums), *shape))
-        self._engine.multiply_sums(terms, chosen, plains, out, rows)
+        self._engine.multiply_sums(terms, data, sums, plains.length, out, rows)
         return out
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
@@ -180,17 +182,27 @@ class CpuBackend:
 
     def _key_operands(
         self, key: KeySwitchKey, level: int, moved: Residues | None
-    ) -> tuple[Residues, Residues | None]:
+    ) -> tuple[Bytes, Residues | None]:
         n, rows = self.parameters.degree, len(self._extended_rows(level))
-        key_rows = len(self._extended_rows(key.level))
-        if key.level < level:
+        key_rows = self._extended_rows(key.level)
+        if key.level < level or key.digits.length != n:
             raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
-        array = _array(key.digits, (len(self.parameters.digits(key.level)), 2, key_rows, n))
+        array = self._packed(key.digits, (len(self.parameters.digits(key.level)), 2), key_rows)
         if moved is not None:
             moved = _array(moved, (..., n))
             if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, rows):
                 raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
         return array, moved
+
+    def _packed(self, x: Packed, leading: tuple[int, ...], rows: Rows) -> Bytes:
+        moduli = tuple(self.parameters.moduli[r] for r in rows)
+        shape = (*leading, packed_bytes(moduli, x.length))
+        if x.moduli != moduli or x.data.shape != shape or x.data.dtype != np.uint8:
+            raise EvaluationError(
+                f"packed rows of {len(x.moduli)} primes do not fit; got the shape {x.data.shape}, needed {shape} "
+                f"for rows {rows}"
+            )
+        return np.ascontiguousarray(x.data)
 
     def _element(self, element: int) -> int:
         if element % 2 == 0:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ckks import modular
 from ckks.backends import Rows
+from ckks.packed import Packed
 from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey, Residues
 
@@ -45,13 +46,13 @@ class ReferenceBackend:
         return _by_row([modular.multiply(a[..., i, :], scalars[i], q) for i, q in self._moduli(rows)])
 
     def multiply_sums(
-        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+        self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
     ) -> Residues:
         totals = np.zeros((len(sums), *terms[0].shape), dtype=np.uint64)
+        whole = np.repeat(plains.unpack(), self.parameters.degree // plains.length, axis=-1)
         for k, products in enumerate(sums):
-            for i, plain in products:
-                whole = np.repeat(plain, self.parameters.degree // plain.shape[-1], axis=-1)
-                totals[k] = self.add(totals[k], self.multiply(terms[i], whole, rows), rows)
+            for i, j in products:
+                totals[k] = self.add(totals[k], self.multiply(terms[i], whole[j], rows), rows)
         return totals
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
@@ -85,7 +86,7 @@ class ReferenceBackend:
         # Where these rows lie in the key, which may reach higher; it may also have digits to spare.
         keep = [*range(level + 1), *range(key.level + 1, key.level + 1 + specials)]
         total = np.zeros((2, len(rows), p.degree), dtype=np.uint64)
-        for digit, pair in zip(self.automorphism(digits, element), key.digits, strict=False):
+        for digit, pair in zip(self.automorphism(digits, element), key.digits.unpack(), strict=False):
             total = self.add(total, self.multiply(pair[:, keep], digit, rows), rows)
         for half, polynomial in enumerate(() if moved is None else self.automorphism(moved, element)):
             part = rows[: len(polynomial)]

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+from ckks.packed import Bytes
 from ckks.types import Residues
 
 def instruction_sets() -> list[str]:
@@ -32,8 +33,9 @@ class Engine:
     def multiply_sums(
         self,
         terms: list[Residues],
-        chosen: list[list[int]],
-        plains: list[list[Residues]],
+        plains: Bytes,
+        sums: Sequence[Sequence[tuple[int, int]]],
+        length: int,
         out: Residues,
         rows: Sequence[int],
     ) -> None: ...
@@ -43,7 +45,7 @@ class Engine:
     def key_product(
         self,
         digits: Residues,
-        key: Residues,
+        key: Bytes,
         moved: Residues | None,
         out: Residues,
         level: int,
@@ -53,7 +55,7 @@ class Engine:
     def key_switch(
         self,
         x: Residues,
-        key: Residues,
+        key: Bytes,
         moved: Residues | None,
         out: Residues,
         level: int,

@@ -56,6 +56,18 @@ Engine::Engine(std::size_t degree, const std::vector<u64>& moduli, const std::ve
     special_basis_.emplace_back(rows_, range(data_count, moduli.size()), degree, kernels_);
 }
 
+std::size_t Engine::packed_bytes(const Rows& rows, std::size_t length) const {
+    std::size_t size = 0;
+    for (std::size_t row : rows) size += packed_size(rows_[row].modulus().q, length);
+    return size;
+}
+
+Rows Engine::extended_rows(std::size_t level) const {
+    Rows rows = range(0, level + 1);
+    for (std::size_t row = data_count_; row < rows_.size(); ++row) rows.push_back(row);
+    return rows;
+}
+
 void Engine::forward(const u64* x, u64* out, std::size_t polys, const Rows& rows) {
     pool_.run(polys * rows.size(), [&](std::size_t i) { rows_[rows[i % rows.size()]].forward(x + i * degree_, out + i * degree_); });
 }
@@ -90,21 +102,20 @@ void Engine::multiply_scalars(const u64* a, const u64* scalars, u64* out, std::s
     });
 }
 
-void Engine::multiply_sums(const std::vector<const u64*>& terms, const std::vector<std::vector<std::size_t>>& chosen,
-                           const std::vector<std::vector<const u64*>>& plains, unsigned log_repeat, u64* out, const Rows& rows) {
-    const std::size_t tiles = degree_ / kTile, size = rows.size() * degree_;
+void Engine::multiply_sums(const std::vector<const u64*>& terms, const Byte* plains, const std::vector<Products>& sums, unsigned log_repeat,
+                           u64* out, const Rows& rows) {
+    const std::size_t tiles = degree_ / kTile, size = rows.size() * degree_, plain_size = packed_bytes(rows, degree_ >> log_repeat);
     pool_.run(rows.size() * tiles, [&](std::size_t task) {
-        const std::size_t at = task / tiles * degree_;
+        const std::size_t row = task / tiles, at = row * degree_;
+        const Byte* const first = plains + packed_bytes({rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(row)}, degree_ >> log_repeat);
         std::vector<std::pair<const u64*, const u64*>> pairs;
         for (const u64* term : terms) pairs.emplace_back(term + at, term + size + at);
-        std::vector<std::vector<const u64*>> row_plains = plains;
-        std::vector<PlainSum> sums;
-        for (std::size_t s = 0; s < plains.size(); ++s) {
-            for (const u64*& plain : row_plains[s]) plain += at >> log_repeat;
-            u64* const first = out + 2 * s * size + at;
-            sums.push_back({chosen[s], row_plains[s], first, first + size});
+        std::vector<PlainOperands> operands;
+        for (std::size_t s = 0; s < sums.size(); ++s) {
+            u64* const to = out + 2 * s * size + at;
+            operands.push_back({sums[s], first, plain_size, to, to + size});
         }
-        rows_[rows[task / tiles]].plain_sums(pairs, sums, log_repeat, task % tiles * kTile, kTile);
+        rows_[rows[row]].plain_sums(pairs, operands, log_repeat, task % tiles * kTile, kTile);
     });
 }
 
@@ -197,21 +208,24 @@ void Engine::key_switch(const u64* x, const KeyUse& use, u64* out) {
 
 void Engine::key_product_row(const std::vector<const u64*>& digits, const KeyUse& use, const Permutation* moves, u64* out, std::size_t i,
                              std::size_t start, std::size_t n) const {
-    const std::size_t rows = use.level + 1 + special_count(), key_rows = use.key_level + 1 + special_count();
-    const std::size_t skipped = i <= use.level ? 0 : use.key_level - use.level;  // rows of the key above this level
+    const std::size_t rows = use.level + 1 + special_count();
     const std::size_t row = extended_row(i, use.level), moved_rows = use.moved_times_p ? use.level + 1 : rows;
-    std::vector<PairTerm> terms;
-    for (std::size_t j = 0; j < digits.size(); ++j) {
-        const u64* const first = use.key + (2 * j * key_rows + skipped + i) * degree_;
-        terms.push_back({digits[j], first, first + key_rows * degree_});
+    Rows before = extended_rows(use.key_level);  // what lies before this row in each polynomial of the key
+    const std::size_t size = packed_bytes(before, degree_);
+    before.resize(i <= use.level ? i : i + use.key_level - use.level);
+    const Byte* first = use.key + packed_bytes(before, degree_);
+    std::vector<KeyTerm> terms;
+    for (const u64* digit : digits) {
+        terms.push_back({digit, first, first + size});
+        first += 2 * size;
     }
-    PairOperands operands = {.terms = terms, .permutation = moves};
+    KeyOperands operands = {.terms = terms, .permutation = moves};
     if (i < moved_rows) {  // P times anything is 0 modulo the special primes
         operands.factor = use.moved_times_p ? special_product_[row] : 1;
         if (use.moved_polys > 0) operands.moved_first = use.moved + i * degree_;
         if (use.moved_polys > 1) operands.moved_second = use.moved + (moved_rows + i) * degree_;
     }
-    rows_[row].pair_sum(operands, out + i * degree_, out + (rows + i) * degree_, start, n);
+    rows_[row].key_sum(operands, out + i * degree_, out + (rows + i) * degree_, start, n);
 }
 
 void Engine::mod_down(const u64* x, u64* out, std::size_t polys, std::size_t level) {

@@ -12,6 +12,7 @@
 namespace kernels {
 
 using Rows = std::vector<std::size_t>;
+using Products = std::vector<std::pair<std::size_t, std::size_t>>;  // (term, plaintext)
 
 // What this machine can run, best first: of "avx512", "avx2" and "portable".
 std::vector<std::string> instruction_sets();
@@ -29,6 +30,9 @@ public:
     std::size_t data_count() const { return data_count_; }
     std::size_t special_count() const { return rows_.size() - data_count_; }
     std::size_t digit_count(std::size_t level) const { return level / digit_limbs_ + 1; }
+    // Bytes of packed rows of `length` residues.
+    std::size_t packed_bytes(const Rows& rows, std::size_t length) const;
+    Rows extended_rows(std::size_t level) const;
 
     void forward(const u64* x, u64* out, std::size_t polys, const Rows& rows);
     void inverse(const u64* x, u64* out, std::size_t polys, const Rows& rows);
@@ -39,10 +43,10 @@ public:
     void multiply(const u64* a, const u64* b, u64* out, std::size_t polys, std::size_t b_polys, const Rows& rows);
     void multiply_scalars(const u64* a, const u64* scalars, u64* out, std::size_t polys, const Rows& rows);
 
-    // out: [sums][2][rows][N]. terms[i]: [2][rows][N]; sum s: terms[chosen[s][i]] * plains[s][i] over i, a plain being [rows][N >> log_repeat],
-    // where each value stands for 2^log_repeat positions.
-    void multiply_sums(const std::vector<const u64*>& terms, const std::vector<std::vector<std::size_t>>& chosen,
-                       const std::vector<std::vector<const u64*>>& plains, unsigned log_repeat, u64* out, const Rows& rows);
+    // out: [sums][2][rows][N]; terms[i]: [2][rows][N]; plains: polynomials of packed rows of N >> log_repeat values, each of which stands
+    // for 2^log_repeat positions. Sum s: terms[i] * plain j over the (i, j) of sums[s].
+    void multiply_sums(const std::vector<const u64*>& terms, const Byte* plains, const std::vector<Products>& sums, unsigned log_repeat,
+                       u64* out, const Rows& rows);
     void tensor(const u64* a, const u64* b, u64* out, const Rows& rows);
     void automorphism(const u64* x, u64* out, std::size_t row_total, u64 element);
 
@@ -50,7 +54,7 @@ public:
 
     // How a key is used: digits and moved are read through the automorphism.
     struct KeyUse {
-        const u64* key;  // [at least digit_count(level)][2][key_level+1+K][N]
+        const Byte* key;  // [at least digit_count(level)][2], each the packed extended rows of key_level
         std::size_t level, key_level;
         u64 element;
         const u64* moved;  // [moved_polys <= 2][..][N] over the extended rows, or over the data rows if moved_times_p

@@ -46,6 +46,31 @@ struct Lanes {
         return to_double(_mm256_castsi256_pd(_mm256_permute4x64_epi64(two, 0x50)));
     }
 
+    // Packed residues (Packing): the low 32 bits of four, bits 32..47 of four; or one value for 2^log_repeat positions, log_repeat >= 1.
+    using Low = __m128i;
+    struct High {
+        __m128i x;
+    };
+    static V to_double(Low low) { return to_double(_mm256_castsi256_pd(_mm256_cvtepu32_epi64(low))); }
+    static V to_double(Low low, High high) {
+        const __m256i top = _mm256_slli_epi64(_mm256_cvtepu16_epi64(high.x), 32);
+        return to_double(_mm256_castsi256_pd(_mm256_or_si256(_mm256_cvtepu32_epi64(low), top)));
+    }
+    static V load_narrow(const std::uint32_t* p) { return to_double(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static V load_split(const std::uint32_t* p, const std::uint16_t* q) {
+        return to_double(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), {_mm_loadl_epi64(reinterpret_cast<const __m128i*>(q))});
+    }
+    static Low repeat(const std::uint32_t* p, unsigned log_repeat) {
+        if (log_repeat >= 2) return _mm_set1_epi32(static_cast<int>(*p));
+        const __m128i two = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+        return _mm_unpacklo_epi32(two, two);
+    }
+    static High repeat(const std::uint16_t* p, unsigned log_repeat) {
+        if (log_repeat >= 2) return {_mm_set1_epi16(static_cast<short>(*p))};
+        const __m128i two = _mm_loadu_si32(p);
+        return {_mm_unpacklo_epi16(two, two)};
+    }
+
     // Lane numbers of an automorphism, as pairs of 32-bit lanes.
     using Pattern = __m256i;
     static Pattern pattern(const std::uint32_t* lanes) {

@@ -51,6 +51,34 @@ struct Lanes {
         return to_double(_mm512_castsi512_pd(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), four)));
     }
 
+    // Packed residues (Packing): the low 32 bits of eight, bits 32..47 of eight; or one value for 2^log_repeat positions, log_repeat >= 1.
+    using Low = __m256i;
+    using High = __m128i;
+    static V to_double(Low low) { return _mm512_cvtepu32_pd(low); }
+    static V to_double(Low low, High high) {
+        const __m512i top = _mm512_slli_epi64(_mm512_cvtepu16_epi64(high), 32);
+        return to_double(_mm512_castsi512_pd(_mm512_or_si512(_mm512_cvtepu32_epi64(low), top)));
+    }
+    static V load_narrow(const std::uint32_t* p) { return to_double(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static V load_split(const std::uint32_t* p, const std::uint16_t* q) {
+        return to_double(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
+    }
+    static Low repeat(const std::uint32_t* p, unsigned log_repeat) {
+        if (log_repeat >= 3) return _mm256_set1_epi32(static_cast<int>(*p));
+        if (log_repeat == 2) {
+            const __m128i two = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+            return _mm256_set_m128i(_mm_shuffle_epi32(two, 0x55), _mm_shuffle_epi32(two, 0x00));
+        }
+        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return _mm256_set_m128i(_mm_unpackhi_epi32(four, four), _mm_unpacklo_epi32(four, four));
+    }
+    static High repeat(const std::uint16_t* p, unsigned log_repeat) {
+        if (log_repeat >= 3) return _mm_set1_epi16(static_cast<short>(*p));
+        const __m128i some = log_repeat == 2 ? _mm_loadu_si32(p) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+        const __m128i twice = _mm_unpacklo_epi16(some, some);
+        return log_repeat == 2 ? _mm_unpacklo_epi32(twice, twice) : twice;
+    }
+
     using Pattern = __m512i;
     static Pattern pattern(const std::uint32_t* lanes) {
         return _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)));

@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -19,7 +20,8 @@ using kernels::u64;
 
 namespace {
 
-using In = nb::ndarray<const u64, nb::c_contig, nb::device::cpu>;  // read-only arrays (memory-mapped keys) included
+using In = nb::ndarray<const u64, nb::c_contig, nb::device::cpu>;  // read-only arrays included
+using InPacked = nb::ndarray<const kernels::Byte, nb::c_contig, nb::device::cpu>;  // keys and plaintexts, often memory-mapped
 using Out = nb::ndarray<u64, nb::c_contig, nb::device::cpu>;
 
 // An uninitialised array whose memory is kept for the next one.
@@ -49,6 +51,14 @@ std::size_t polys_of(const Engine& engine, const Array& x, std::size_t rows) {
 template <class Array>
 void require_polys(const Engine& engine, const Array& x, std::size_t polys, std::size_t rows) {
     require(polys_of(engine, x, rows) == polys, "arrays of different sizes");
+}
+
+// How many polynomials an array of packed rows holds.
+std::size_t packed_of(const Engine& engine, const InPacked& x, const Rows& rows, std::size_t length) {
+    const std::size_t size = engine.packed_bytes(rows, length);
+    require(size > 0 && x.size() > 0 && x.size() % size == 0, "an array does not hold whole packed polynomials");
+    require(reinterpret_cast<std::uintptr_t>(x.data()) % sizeof(u64) == 0, "packed rows must be aligned");
+    return x.size() / size;
 }
 
 void require_rows(const Engine& engine, const Rows& rows) {
@@ -86,23 +96,20 @@ void multiply_scalars(Engine& engine, const In& a, const In& scalars, const Out&
     engine.multiply_scalars(a.data(), scalars.data(), out.data(), polys, rows);
 }
 
-void multiply_sums(Engine& engine, const std::vector<In>& terms, const std::vector<std::vector<std::size_t>>& chosen,
-                   const std::vector<std::vector<In>>& plains, const Out& out, const Rows& rows) {
+void multiply_sums(Engine& engine, const std::vector<In>& terms, const InPacked& plains, const std::vector<kernels::Products>& sums,
+                   std::size_t length, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
-    require(!chosen.empty() && chosen.size() == plains.size(), "one list of plaintexts per sum");
-    require_polys(engine, out, 2 * chosen.size(), rows.size());
-    for (const In& term : terms) require_polys(engine, term, 2, rows.size());
-    const std::size_t size = rows.size() * engine.degree(), kept = plains[0].empty() ? 0 : plains[0][0].size();
-    require(kept > 0 && size % kept == 0 && kept % rows.size() == 0 && std::has_single_bit(size / kept), "not a period");
+    require(!sums.empty(), "no sums");
+    require_polys(engine, out, 2 * sums.size(), rows.size());
+    require(length > 0 && engine.degree() % length == 0 && std::has_single_bit(engine.degree() / length), "not a period");
+    const std::size_t count = packed_of(engine, plains, rows, length);
     std::vector<const u64*> x;
-    std::vector<std::vector<const u64*>> y(plains.size());
-    for (const In& term : terms) x.push_back(term.data());
-    for (std::size_t s = 0; s < chosen.size(); ++s) {
-        require(!chosen[s].empty() && chosen[s].size() == plains[s].size(), "one plaintext per term");
-        for (std::size_t i : chosen[s]) require(i < terms.size(), "no such term");
-        for (const In& plain : plains[s]) require(plain.size() == kept, "plaintexts of different periods"), y[s].push_back(plain.data());
+    for (const In& term : terms) require_polys(engine, term, 2, rows.size()), x.push_back(term.data());
+    for (const kernels::Products& sum : sums) {
+        require(!sum.empty(), "a sum of nothing");
+        for (const auto& [term, plain] : sum) require(term < x.size() && plain < count, "no such term or plaintext");
     }
-    engine.multiply_sums(x, chosen, y, std::bit_width(size / kept) - 1, out.data(), rows);
+    engine.multiply_sums(x, plains.data(), sums, std::bit_width(engine.degree() / length) - 1, out.data(), rows);
 }
 
 void tensor(Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
@@ -127,12 +134,13 @@ void decompose(Engine& engine, const In& x, const Out& out, std::size_t level) {
     engine.decompose(x.data(), out.data(), level);
 }
 
-Engine::KeyUse key_use(const Engine& engine, const In& key, const std::optional<In>& moved, std::size_t level, std::size_t key_level,
+Engine::KeyUse key_use(const Engine& engine, const InPacked& key, const std::optional<In>& moved, std::size_t level, std::size_t key_level,
                        u64 element) {
     require_level(engine, key_level);
     require(level <= key_level, "the key is for a lower level");
     require(element % 2 == 1, "a Galois element is odd");
-    require_polys(engine, key, 2 * engine.digit_count(key_level), key_level + 1 + engine.special_count());
+    require(packed_of(engine, key, engine.extended_rows(key_level), engine.degree()) == 2 * engine.digit_count(key_level),
+            "not a key of this level");
     Engine::KeyUse use = {key.data(), level, key_level, element, nullptr, 0, false};
     if (moved) {
         require(moved->ndim() == 3 && moved->shape(0) <= 2, "one or two polynomials can move");
@@ -142,7 +150,7 @@ Engine::KeyUse key_use(const Engine& engine, const In& key, const std::optional<
     return use;
 }
 
-void key_product(Engine& engine, const In& digits, const In& key, const std::optional<In>& moved, const Out& out, std::size_t level,
+void key_product(Engine& engine, const In& digits, const InPacked& key, const std::optional<In>& moved, const Out& out, std::size_t level,
                  std::size_t key_level, u64 element) {
     const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element);
     require_polys(engine, digits, engine.digit_count(level), level + 1 + engine.special_count());
@@ -150,7 +158,7 @@ void key_product(Engine& engine, const In& digits, const In& key, const std::opt
     engine.key_product(digits.data(), use, out.data());
 }
 
-void key_switch(Engine& engine, const In& x, const In& key, const std::optional<In>& moved, const Out& out, std::size_t level,
+void key_switch(Engine& engine, const In& x, const InPacked& key, const std::optional<In>& moved, const Out& out, std::size_t level,
                 std::size_t key_level, u64 element) {
     const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element);
     require_polys(engine, x, 1, level + 1);
@@ -191,7 +199,7 @@ NB_MODULE(_cpu, m) {
         .def("subtract", binary<&Engine::subtract>, a, b, out, "rows"_a, Unlocked())
         .def("multiply", binary<&Engine::multiply>, a, b, out, "rows"_a, Unlocked())
         .def("multiply_scalars", multiply_scalars, a, scalars, out, "rows"_a, Unlocked())
-        .def("multiply_sums", multiply_sums, terms, "chosen"_a, "plains"_a.noconvert(), out, "rows"_a, Unlocked())
+        .def("multiply_sums", multiply_sums, terms, "plains"_a.noconvert(), "sums"_a, "length"_a, out, "rows"_a, Unlocked())
         .def("tensor", tensor, a, b, out, "rows"_a, Unlocked())
         .def("automorphism", automorphism, x, out, "element"_a, Unlocked())
         .def("decompose", decompose, x, out, "level"_a, Unlocked())

@@ -5,23 +5,25 @@
 #include <span>
 
 #include "ntt.h"
+#include "packed.h"
 #include "permutation.h"
 #include "vector_tables.h"
 
 namespace kernels {
 
-// See PairSum.
-struct PairOperands {
-    std::span<const PairTerm> terms;
+// See KeySum.
+struct KeyOperands {
+    std::span<const KeyTerm> terms;
     const Permutation* permutation = nullptr;
     const u64 *moved_first = nullptr, *moved_second = nullptr;
     u64 factor = 0;
 };
 
-// One sum of products of terms with plaintexts: terms are named by their number, a plaintext is one row.
-struct PlainSum {
-    std::span<const std::size_t> terms;
-    std::span<const u64* const> plains;
+// One sum of products over (term, plaintext): both are named by their numbers; plaintexts are packed rows `stride` bytes apart.
+struct PlainOperands {
+    std::span<const std::pair<std::size_t, std::size_t>> products;
+    const Byte* plains;
+    std::size_t stride;
     u64 *out_first, *out_second;
 };
 
@@ -43,9 +45,9 @@ public:
     void scale(u64 constant, const u64* a, u64* out, std::size_t n) const;
     void tensor(const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n) const;
     // Positions [start, start+n) of whole rows.
-    void pair_sum(const PairOperands& s, u64* first, u64* second, std::size_t start, std::size_t n) const;
+    void key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t start, std::size_t n) const;
     // Several sums over the same terms, (first, second) rows each; each value of a plaintext stands for 2^log_repeat positions.
-    void plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, std::span<const PlainSum> sums, unsigned log_repeat,
+    void plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, std::span<const PlainOperands> sums, unsigned log_repeat,
                     std::size_t start, std::size_t n) const;
 
 private:

@@ -50,27 +50,46 @@ struct VectorPermutation {
     const std::uint32_t* patterns;  // [w][w] lane numbers
 };
 
-struct PairTerm {
-    const u64 *shared, *first, *second;
+// What is kept for long, evaluation keys and encoded weights, lies in memory in the bytes that its primes need: n residues are n uint32
+// (primes below 2^32), n uint32 and behind them n uint16 with bits 32..47 (below 2^48), or n uint64. The values are bytes a residue. Rows
+// start on a cache line: see packed.h.
+enum class Packing { narrow = 4, split = 6, wide = 8 };
+using Byte = unsigned char;
+
+// Whole rows: a digit, and the pair of a key that it meets.
+struct KeyTerm {
+    const u64* digit;
+    const Byte *first, *second;
 };
 
-// The same with the pair already as doubles (VectorKernels::stage).
-struct StagedTerm {
-    const u64* shared;
-    const double *first, *second;
-};
-
-// sum_i shared_i * (first_i, second_i) + factor * (moved_first, moved_second).
-// The shared factors may hold each value once for 2^log_repeat positions, or be read through a permutation; then so are the moved
-// polynomials, which may be null (both, or the second).
-struct PairSum {
-    const PairTerm* terms;
-    const StagedTerm* staged;  // if not null, in place of `terms`; neither permuted nor moved
+// sum_i digit_i * (first_i, second_i) + factor * (moved_first, moved_second).
+// Digits and moved polynomials are read through the permutation, if there is one; the moved ones may be null (both, or the second).
+struct KeySum {
+    const KeyTerm* terms;
     std::size_t count;
-    unsigned log_repeat;
+    Packing packing;
+    std::size_t length;  // residues a row
     const VectorPermutation* permutation;
     const u64 *moved_first, *moved_second;
     double factor;  // balanced
+    u64 *out_first, *out_second;
+};
+
+// A whole row of a plaintext and a stretch of a pair of polynomials as doubles (VectorKernels::stage).
+struct PlainTerm {
+    const Byte* plain;
+    const double *first, *second;
+};
+
+// sum_i plain_i * (first_i, second_i) on a stretch from position `start`, a multiple of kVectorBlock; results go to start, too. A plaintext
+// holds `length` residues, each for 2^log_repeat positions.
+struct PlainSum {
+    const PlainTerm* terms;
+    std::size_t count;
+    Packing packing;
+    std::size_t length;
+    unsigned log_repeat;
+    std::size_t start;
     u64 *out_first, *out_second;
 };
 
@@ -89,7 +108,8 @@ struct VectorKernels {
                            std::size_t stride, const u64* x, u64* out);
 
     // Any stretch of kVectorBlock positions or a multiple.
-    void (*pair_sum)(const VectorPrime&, const PairSum&, std::size_t start, std::size_t n);
+    void (*key_sum)(const VectorPrime&, const KeySum&, std::size_t start, std::size_t n);
+    void (*plain_sum)(const VectorPrime&, const PlainSum&, std::size_t n);
     void (*stage)(const u64* x, double* out, std::size_t n);
     void (*multiply)(const VectorPrime&, const u64* a, const u64* b, u64* out, std::size_t n);
     void (*scale)(const VectorPrime&, const VectorFactor& factor, const u64* a, u64* out, std::size_t n);

@@ -1,4 +1,4 @@
-// Exact sums of products and what is built from them. Include after a lanes_*.h.
+// Exact sums of products, and conversions between bases. Include after a lanes_*.h.
 #pragma once
 
 #include "vector_ntt.h"
@@ -28,100 +28,6 @@ struct MultiplyAdd {
         return f.reduce(Lanes::add(Lanes::fnma(quotient, f.q, sum), l));
     }
 };
-
-constexpr std::size_t kLine = 8 / W;   // vectors in 64 bytes: each term is read a cache line at a time
-constexpr std::size_t kAhead = 64;     // positions: a line of every plaintext of a large sum comes from memory, too many streams for a CPU to follow
-
-// How one line of the shared factors, and of moved polynomials, is read.
-struct Direct {
-    static constexpr bool streamed = true;
-    std::size_t k;
-    Direct(const PairSum&, std::size_t at) : k(at) {}
-    V shared(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
-    V moved(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
-};
-
-struct Periodic {
-    static constexpr bool streamed = true;
-    std::size_t k;
-    unsigned log_repeat;
-    Periodic(const PairSum& s, std::size_t at) : k(at), log_repeat(s.log_repeat) {}
-    V shared(const u64* x, std::size_t u) const { return Lanes::load_repeated(x + ((k + u * W) >> log_repeat), log_repeat); }
-    V moved(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
-};
-
-struct Permuted {
-    static constexpr bool streamed = false;
-    std::size_t at[kLine];
-    Lanes::Pattern pattern[kLine];
-    Permuted(const PairSum& s, std::size_t k) {
-        for (std::size_t u = 0; u < kLine; ++u) {
-            const std::size_t entry = s.permutation->entries[k / W + u];
-            at[u] = entry / W * W;
-            pattern[u] = Lanes::pattern(s.permutation->patterns + entry % W * W);
-        }
-    }
-    V shared(const u64* x, std::size_t u) const { return Lanes::to_double(Lanes::permute(Lanes::load_bits(x + at[u]), pattern[u])); }
-    V moved(const u64* x, std::size_t u) const { return shared(x, u); }
-};
-
-V load_pair(const u64* x) { return Lanes::load_integers(x); }
-V load_pair(const double* x) { return Lanes::load(x); }
-
-template <class Reader, class Term>
-void pair_sum_of(const VectorPrime& p, const PairSum& s, const Term* terms, std::size_t start, std::size_t n) {
-    const Field f(p);
-    const V grid = Lanes::all(p.grid), factor = Lanes::all(s.factor);
-    for (std::size_t k = start; k < start + n; k += kLine * W) {
-        const Reader reader(s, k);
-        MultiplyAdd first[kLine], second[kLine];
-        for (std::size_t u = 0; u < kLine; ++u) first[u] = second[u] = {grid, Lanes::all(0.0)};
-        std::size_t room = p.max_terms;
-        const auto make_room = [&] {
-            if (room == 0) {
-                for (std::size_t u = 0; u < kLine; ++u)
-                    first[u] = {grid, first[u].flush(f, grid)}, second[u] = {grid, second[u].flush(f, grid)};
-                room = p.max_terms;
-            }
-            --room;
-        };
-        for (std::size_t i = 0; i < s.count; ++i) {
-            make_room();
-            const Term& t = terms[i];
-            if constexpr (Reader::streamed) __builtin_prefetch(t.shared + ((k + kAhead) >> s.log_repeat));
-            for (std::size_t u = 0; u < kLine; ++u) {
-                const V x = reader.shared(t.shared, u);
-                first[u].add(x, load_pair(t.first + k + u * W));
-                second[u].add(x, load_pair(t.second + k + u * W));
-            }
-        }
-        if (s.moved_first) {
-            make_room();
-            for (std::size_t u = 0; u < kLine; ++u) first[u].add(reader.moved(s.moved_first, u), factor);
-            if (s.moved_second)
-                for (std::size_t u = 0; u < kLine; ++u) second[u].add(reader.moved(s.moved_second, u), factor);
-        }
-        for (std::size_t u = 0; u < kLine; ++u) {
-            Lanes::store_integers(s.out_first + k + u * W, first[u].flush(f, grid), f.q);
-            Lanes::store_integers(s.out_second + k + u * W, second[u].flush(f, grid), f.q);
-        }
-    }
-}
-
-void pair_sum(const VectorPrime& p, const PairSum& s, std::size_t start, std::size_t n) {
-    if (s.permutation)
-        pair_sum_of<Permuted>(p, s, s.terms, start, n);
-    else if (s.staged && s.log_repeat)
-        pair_sum_of<Periodic>(p, s, s.staged, start, n);
-    else if (s.staged)
-        pair_sum_of<Direct>(p, s, s.staged, start, n);
-    else
-        pair_sum_of<Direct>(p, s, s.terms, start, n);
-}
-
-void stage(const u64* x, double* out, std::size_t n) {
-    for (std::size_t k = 0; k < n; k += W) Lanes::store(out + k, Lanes::load_integers(x + k));
-}
 
 // The value of a conversion at k, in 1/2. Count: its number of sources where that is common, else 0.
 template <std::size_t Count>

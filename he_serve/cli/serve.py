@@ -32,6 +32,12 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 8000,
     workers: Annotated[int, typer.Option(help="Evaluation processes.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads per evaluation process.")] = 1,
+    weights_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BYTES", help="Refuse to start if the encoded weights of all models take more than this."
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where circuits run.")] = Device.AUTO,
     as_json: Json = False,
 ) -> None:
@@ -46,6 +52,7 @@ def serve(
         port=port,
         workers=workers,
         threads=threads,
+        weights_memory=weights_memory,
         backend="cpu",  # the best there is today: Device has no other member
     )
 

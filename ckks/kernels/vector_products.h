@@ -1,0 +1,173 @@
+// Sums of products with keys and with encoded weights, read as they are packed. Include after a lanes_*.h.
+#pragma once
+
+#include "vector_sums.h"
+
+namespace kernels {
+namespace {
+
+constexpr std::size_t kLine = 2;  // vectors a step: enough sums side by side to hide the latency of each
+
+// A packed row of `length` residues at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions. `fetch`
+// asks for what lies at `at` in the row.
+struct Narrow {
+    static void fetch(const Byte* x, std::size_t, std::size_t at) { __builtin_prefetch(low(x) + at); }
+    static V load(const Byte* x, std::size_t, std::size_t k) { return Lanes::load_narrow(low(x) + k); }
+    static V repeated(const Byte* x, std::size_t, std::size_t k, unsigned log_repeat) {
+        return Lanes::to_double(Lanes::repeat(low(x) + (k >> log_repeat), log_repeat));
+    }
+    static const std::uint32_t* low(const Byte* x) { return reinterpret_cast<const std::uint32_t*>(x); }
+};
+
+struct Split {
+    static void fetch(const Byte* x, std::size_t length, std::size_t at) {
+        __builtin_prefetch(Narrow::low(x) + at);
+        __builtin_prefetch(high(x, length) + at);
+    }
+    static V load(const Byte* x, std::size_t length, std::size_t k) { return Lanes::load_split(Narrow::low(x) + k, high(x, length) + k); }
+    static V repeated(const Byte* x, std::size_t length, std::size_t k, unsigned log_repeat) {
+        const std::size_t at = k >> log_repeat;
+        return Lanes::to_double(Lanes::repeat(Narrow::low(x) + at, log_repeat), Lanes::repeat(high(x, length) + at, log_repeat));
+    }
+    static const std::uint16_t* high(const Byte* x, std::size_t length) { return reinterpret_cast<const std::uint16_t*>(x + 4 * length); }
+};
+
+struct Wide {
+    static void fetch(const Byte* x, std::size_t, std::size_t at) { __builtin_prefetch(whole(x) + at); }
+    static V load(const Byte* x, std::size_t, std::size_t k) { return Lanes::load_integers(whole(x) + k); }
+    static V repeated(const Byte* x, std::size_t, std::size_t k, unsigned log_repeat) {
+        return Lanes::load_repeated(whole(x) + (k >> log_repeat), log_repeat);
+    }
+    static const u64* whole(const Byte* x) { return reinterpret_cast<const u64*>(x); }
+};
+
+// The running sums of a pair at 8 positions.
+struct PairSums {
+    const V grid;
+    const std::size_t max_terms;
+    std::size_t room;
+    MultiplyAdd first[kLine], second[kLine];
+
+    explicit PairSums(const VectorPrime& p) : grid(Lanes::all(p.grid)), max_terms(p.max_terms), room(p.max_terms) {
+        for (std::size_t u = 0; u < kLine; ++u) first[u] = second[u] = {grid, Lanes::all(0.0)};
+    }
+    // Before each product.
+    [[gnu::always_inline]] void make_room(const Field& f) {
+        if (room == 0) {
+            for (std::size_t u = 0; u < kLine; ++u)
+                first[u] = {grid, first[u].flush(f, grid)}, second[u] = {grid, second[u].flush(f, grid)};
+            room = max_terms;
+        }
+        --room;
+    }
+    [[gnu::always_inline]] void store(const Field& f, u64* out_first, u64* out_second) const {
+        for (std::size_t u = 0; u < kLine; ++u) {
+            Lanes::store_integers(out_first + u * W, first[u].flush(f, grid), f.q);
+            Lanes::store_integers(out_second + u * W, second[u].flush(f, grid), f.q);
+        }
+    }
+};
+
+// How digits and moved polynomials are read at 8 positions.
+struct Direct {
+    std::size_t k;
+    Direct(const KeySum&, std::size_t at) : k(at) {}
+    V operator()(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
+};
+
+struct Permuted {
+    std::size_t at[kLine];
+    Lanes::Pattern pattern[kLine];
+    Permuted(const KeySum& s, std::size_t k) {
+        for (std::size_t u = 0; u < kLine; ++u) {
+            const std::size_t entry = s.permutation->entries[k / W + u];
+            at[u] = entry / W * W;
+            pattern[u] = Lanes::pattern(s.permutation->patterns + entry % W * W);
+        }
+    }
+    V operator()(const u64* x, std::size_t u) const { return Lanes::to_double(Lanes::permute(Lanes::load_bits(x + at[u]), pattern[u])); }
+};
+
+template <class Row, class Reader>
+void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::size_t n) {
+    const Field f(p);
+    const V factor = Lanes::all(s.factor);
+    for (std::size_t k = start; k < start + n; k += kLine * W) {
+        const Reader read(s, k);
+        PairSums sums(p);
+        for (std::size_t i = 0; i < s.count; ++i) {
+            sums.make_room(f);
+            const KeyTerm& t = s.terms[i];
+            for (std::size_t u = 0; u < kLine; ++u) {
+                const V x = read(t.digit, u);
+                sums.first[u].add(x, Row::load(t.first, s.length, k + u * W));
+                sums.second[u].add(x, Row::load(t.second, s.length, k + u * W));
+            }
+        }
+        if (s.moved_first) {
+            sums.make_room(f);
+            for (std::size_t u = 0; u < kLine; ++u) sums.first[u].add(read(s.moved_first, u), factor);
+            if (s.moved_second)
+                for (std::size_t u = 0; u < kLine; ++u) sums.second[u].add(read(s.moved_second, u), factor);
+        }
+        sums.store(f, s.out_first + k, s.out_second + k);
+    }
+}
+
+template <class Row>
+void key_sum_in(const VectorPrime& p, const KeySum& s, std::size_t start, std::size_t n) {
+    return s.permutation ? key_sum_of<Row, Permuted>(p, s, start, n) : key_sum_of<Row, Direct>(p, s, start, n);
+}
+
+void key_sum(const VectorPrime& p, const KeySum& s, std::size_t start, std::size_t n) {
+    switch (s.packing) {
+        case Packing::narrow: return key_sum_in<Narrow>(p, s, start, n);
+        case Packing::split: return key_sum_in<Split>(p, s, start, n);
+        case Packing::wide: return key_sum_in<Wide>(p, s, start, n);
+    }
+}
+
+template <class Row, bool periodic>
+void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
+    constexpr std::size_t ahead = 128;  // positions: every plaintext of a large sum comes from memory, too many streams for a CPU to follow
+    const Field f(p);
+    for (std::size_t k = 0; k < n; k += kLine * W) {
+        const std::size_t at = s.start + k;
+        PairSums sums(p);
+        for (std::size_t i = 0; i < s.count; ++i) {
+            sums.make_room(f);
+            const PlainTerm& t = s.terms[i];
+            Row::fetch(t.plain, s.length, (at + ahead) >> s.log_repeat);
+            for (std::size_t u = 0; u < kLine; ++u) {
+                V x;
+                if constexpr (periodic)
+                    x = Row::repeated(t.plain, s.length, at + u * W, s.log_repeat);
+                else
+                    x = Row::load(t.plain, s.length, at + u * W);
+                sums.first[u].add(x, Lanes::load(t.first + k + u * W));
+                sums.second[u].add(x, Lanes::load(t.second + k + u * W));
+            }
+        }
+        sums.store(f, s.out_first + at, s.out_second + at);
+    }
+}
+
+template <class Row>
+void plain_sum_in(const VectorPrime& p, const PlainSum& s, std::size_t n) {
+    return s.log_repeat ? plain_sum_of<Row, true>(p, s, n) : plain_sum_of<Row, false>(p, s, n);
+}
+
+void plain_sum(const VectorPrime& p, const PlainSum& s, std::size_t n) {
+    switch (s.packing) {
+        case Packing::narrow: return plain_sum_in<Narrow>(p, s, n);
+        case Packing::split: return plain_sum_in<Split>(p, s, n);
+        case Packing::wide: return plain_sum_in<Wide>(p, s, n);
+    }
+}
+
+void stage(const u64* x, double* out, std::size_t n) {
+    for (std::size_t k = 0; k < n; k += W) Lanes::store(out + k, Lanes::load_integers(x + k));
+}
+
+}  // namespace
+}  // namespace kernels
