@@ -310,12 +310,14 @@ def test_missing_keys_are_named() -> None:
 def test_weights_are_encoded_once() -> None:
     bench = bench_of("n8192", "reference")
     shared = EncodedWeights(bench.evaluator.backend, bench.evaluator.weights.weights)
-    first = shared.diagonals("matrix", 2, 2.0**30, (0,) * len(TERMS))
-    assert shared.diagonals("matrix", 2, 2.0**30, (0,) * len(TERMS)).data is first.data
-    assert shared.diagonals("matrix", 1, 2.0**30, (0,) * len(TERMS)) is not first
-    assert first[0].shape == (4, 2 * 256)  # one of the 16 equal values in a row is kept
+    giants = (0,) * len(TERMS)
+    first = shared.diagonals("matrix", 2, 2.0**30, giants)
+    assert shared.diagonals("matrix", 2, 2.0**30, giants).data is first.data
+    assert shared.diagonals("matrix", 1, 2.0**30, giants).data is not first.data
+    residues = first.unpack()
+    assert residues.shape == (len(TERMS), 4, 2 * 256)  # one of the 16 equal values in a row is kept
     plain = shared.encoder.encode(bench.evaluator.weights.weights["matrix"][1], 2, 2.0**30, extended=True)
-    assert (np.repeat(first[1], 16, axis=1) == plain.polynomial.residues).all()
+    assert (np.repeat(residues[1], 16, axis=1) == plain.polynomial.residues).all()
     evaluators = [CkksEvaluator(bench.evaluator.backend, bench.evaluator.keys, shared) for _ in range(2)]
     assert evaluators[0].weights is evaluators[1].weights
 
