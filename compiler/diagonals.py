@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,18 +104,27 @@ def _parts(steps: Index, size: int, offset: int, modulus: int) -> tuple[Index, I
     return centred(steps - babies, modulus), babies
 
 
-def splits(steps: Index, modulus: int, slots: int, keys: Set[int], sizes: list[int]) -> list[Split]:
-    """The split of each size and centring, cheapest first; `keys` are rotations whose keys exist already."""
+def splits(
+    blocks: Sequence[Index], modulus: int, slots: int, keys: Set[int], sizes: list[int]
+) -> list[Split]:
+    """The split of each size and centring for the steps of all blocks of a matrix, cheapest first.
+
+    keys: rotations whose keys exist already.
+    """
+    counts: dict[bytes, tuple[Index, int]] = {}  # blocks of one matrix often take the same steps
+    for steps in blocks:
+        counts[steps.tobytes()] = steps, counts.get(steps.tobytes(), (steps, 0))[1] + 1
     found = []
     for size in sizes:
         for offset in sorted({0, size // 4, size // 2}):
-            giants, babies = _parts(steps, size, offset, modulus)
-            g, b = np.unique(giants[giants != 0]), np.unique(babies[babies != 0])
-            rotations = frozenset((np.concatenate([g, b]) % slots).tolist())
-            cost = (
-                len(b) + GIANT_COST * len(g) + DIAGONAL_COST * len(steps) + KEY_COST * len(rotations - keys)
-            )
-            found.append(Split(size, offset, cost, rotations))
+            cost, used = 0.0, [np.zeros(0, np.int64)]
+            for steps, count in counts.values():
+                giants, babies = _parts(steps, size, offset, modulus)
+                g, b = np.unique(giants[giants != 0]), np.unique(babies[babies != 0])
+                cost += count * (len(b) + GIANT_COST * len(g) + DIAGONAL_COST * len(steps))
+                used += [g, b]
+            rotations = frozenset((np.concatenate(used) % slots).tolist())
+            found.append(Split(size, offset, cost + KEY_COST * len(rotations - keys), rotations))
     return sorted(found, key=lambda s: s.cost)
 
 
