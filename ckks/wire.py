@@ -194,7 +194,7 @@ def load_ciphertexts(data: bytes, parameters: Parameters, expected: Expected) ->
                 f"ciphertexts: {name!r} is not at level {level} and scale 2^{math.log2(scale):.3f} as this model expects"
             )
     # A second ciphertext under one seed gives away the difference of the two messages.
-    if len({metadata[f"seed:{name}"] for name in seeded}) != len(seeded):
+    if len({_seed(metadata[f"seed:{name}"]) for name in seeded}) != len(seeded):
         raise FormatError("ciphertexts: two of them share a seed; encrypt again")
     groups = {
         f"{name}.": (parameters.data_rows(level), 1 if name in seeded else 2)

@@ -85,7 +85,7 @@ def test_weak_parameters_are_refused(server: Server) -> None:
         lambda data: data.update(name="other"),
         lambda data: data.update(code="import os"),
         lambda data: data["parameters"].update(degree=4097),
-        lambda data: data["input"]["packing"].update(slots=[0, 0, 0]),
+        lambda data: data["inputs"][0]["packing"].update(slots=[0, 0, 0]),
         lambda data: data.update(rotations=[{"steps": 1, "level": 60}]),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from compiler import compile as compiling
 from compiler.compile import compile_model
 from compiler.precision import evaluate
 from he_serve.client import Client
-from he_serve.images import to_inputs
+from he_serve.images import read_rows, to_inputs
 from he_serve.packing import pack_inputs
 
 Arrays = dict[str, np.ndarray]
@@ -212,6 +214,58 @@ def test_two_inputs_and_two_outputs_over_http(served: Served) -> None:
                 client.predict_all(bad)
         with pytest.raises(InputError, match="2 outputs"):
             client.predict(x)
+
+
+def test_command_line_takes_one_array_per_input(served: Served, tmp_path: Path) -> None:
+    model, _, rows = served.models["pairs"]
+    np.savez(tmp_path / "rows.npz", **rows)
+    tried = json.loads(
+        run_cli("try", served.folder / "pairs.onnx", "--input", tmp_path / "rows.npz", "--json")
+    )
+    assert tried["agrees"] and tried["same_class"] and tried["rows"] == 2
+    options = (
+        "--url",
+        served.server.url,
+        "--model",
+        "pairs",
+        "--key-store",
+        tmp_path / "keys",
+        "--plain",
+        "--json",
+    )
+    found = json.loads(run_cli("predict", tmp_path / "rows.npz", *options))["predictions"]
+    assert [list(row["outputs"]) for row in found] == [[o.name for o in model.bundle.outputs]] * 2
+    shown = json.loads(run_cli("inspect", served.folder / "models" / "parts.hem", "--json"))
+    assert shown["inputs"]["image"]["ciphertexts"] == ["image.0", "image.1"]
+
+
+def test_rows_of_several_inputs(served: Served, tmp_path: Path) -> None:
+    proto, rows = served.models["pairs"][1:]
+    path = served.folder / "pairs.onnx"
+    for bad, message in (
+        (rows["image"], "no array for the input 'record'"),
+        ({"image": rows["image"]}, "no array for the input 'record'"),
+        (rows | {"record": rows["record"][:1]}, "as many rows"),
+        (rows | {"record": rows["record"][:, :5]}, "of shape"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            compile_model(path, name="m", calibration=bad)
+    with pytest.raises(ModelError, match="several outputs"):
+        compile_model(path, name="m", calibration=rows, validation=(rows, np.zeros(2, np.int64)))
+    np.savez(tmp_path / "rows.npz", **(rows | {"record": rows["record"][:1]}))
+    with pytest.raises(InputError, match="different numbers of rows"):
+        read_rows(tmp_path / "rows.npz")
+    helper.set_model_props(proto, {"input_range": '{"nothing": [0, 1]}'})
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="names 'nothing'"):
+        compile_model(tmp_path / "m.onnx", name="m")
+
+
+def run_cli(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "he_serve.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_missing_extra_and_repeated_ciphertexts_are_problems(served: Served) -> None:
