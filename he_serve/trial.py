@@ -98,7 +98,9 @@ def try_model(
         for part, o in zip(np.split(errors, ends, 1), bundle.outputs, strict=True)
     )
     stacked = {spec.name: np.array([row[spec.name] for row in rows]) for spec in bundle.inputs}
-    clear = None if original is None else original(stacked)
+    clear = (
+        None if original is None else original(stacked if len(stacked) > 1 else stacked[bundle.input.name])
+    )
     if clear is not None and clear.shape != got.shape:
         raise InputError(
             f"the ONNX model gives {clear.shape[1]} values a row, the compiled one {got.shape[1]}"
