@@ -44,8 +44,8 @@ def centred(steps: Index, modulus: int) -> Index:
     return (steps + modulus // 2) % modulus - modulus // 2
 
 
-def _placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, Index]:
-    """Rotation (0..source.period-1) and target slot of every non-zero."""
+def placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, Index]:
+    """Rotation (0..source.period-1) and target slot of every non-zero; for layouts of several parts only the rotation."""
     a, b, m, p = source.slots[matrix.col], target.slots[matrix.row], source.period, target.period
     if target.fold is not None:
         p, block = target.fold
@@ -67,21 +67,25 @@ def _placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, I
 
 def offsets(matrix: coo_array, source: Layout, target: Layout) -> Offsets:
     """The rotations that `matrix` (elements to elements) needs between two layouts."""
-    steps, _ = _placed(matrix, source, target)
+    steps, _ = placed(matrix, source, target)
     present = np.zeros(source.period, dtype=bool)
     present[steps] = True
-    folds: list[int] = []
+    period = max(source.period, target.period)
+    return Offsets(centred(np.flatnonzero(present), source.period), period, folds(source, target))
+
+
+def folds(source: Layout, target: Layout) -> tuple[int, ...]:
+    """The rotations that add up the partial sums of any matrix between two layouts."""
+    found: list[int] = []
     first, last = (target.period, source.period) if target.fold is None else target.fold
-    while first << len(folds) < min(last, source.period):
-        folds.append(first << len(folds))
-    return Offsets(
-        centred(np.flatnonzero(present), source.period), max(source.period, target.period), tuple(folds)
-    )
+    while first << len(found) < min(last, source.period):
+        found.append(first << len(found))
+    return tuple(found)
 
 
 def diagonals(matrix: coo_array, source: Layout, target: Layout, found: Offsets) -> Array:
     """The diagonals [steps][period] in the order of found.steps, with the shortest period they repeat with."""
-    steps, places = _placed(matrix, source, target)
+    steps, places = placed(matrix, source, target)
     rank = np.zeros(source.period, dtype=np.int64)
     rank[found.steps & (source.period - 1)] = np.arange(len(found.steps))
     result = np.zeros((len(found.steps), found.period))

@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from ckks.bundle import MAX_PARTS
 from ckks.errors import ModelError
 from compiler import diagonals as dg
+from compiler.blocks import Blocks, block_diagonals, find_blocks
 from compiler.condition import (
     Activation,
     AffineTensor,
@@ -25,11 +26,10 @@ from compiler.condition import (
     Program,
     Tensor,
 )
-from compiler.diagonals import Offsets, Split
+from compiler.diagonals import Split
 from compiler.graph import Array
 from compiler.layouts import Layout, blocks, candidates, turned_copies
 from compiler.levels import Levels
-from compiler.matrices import Index
 
 BEAM = 48
 OPTIONS = 4  # splits kept per pair of layouts during the search
@@ -72,26 +72,6 @@ class _Edge:
     weight: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Blocks:
-    """A matrix between two layouts, cut into the blocks with non-zeros: one matrix for a source part and a target part.
-
-    All blocks fold alike; what goes to one part is added up before.
-    """
-
-    parts: tuple[tuple[int, int], ...]
-    matrices: tuple[coo_array, ...]
-    offsets: tuple[Offsets, ...]
-
-    @property
-    def folds(self) -> tuple[int, ...]:
-        return self.offsets[0].folds
-
-    @property
-    def steps(self) -> list[Index]:
-        return [o.steps for o in self.offsets]
-
-
 @dataclass(frozen=True)
 class _State:
     cost: float
@@ -106,7 +86,7 @@ def pack(program: Program, levels: Levels, slots: int) -> Packing:
     edges = _edges(program, levels, groups)
     order = sorted(layouts)
     position = {g: i for i, g in enumerate(order)}
-    pairs: dict[tuple[int, int, int], tuple[_Blocks, list[Split]]] = {}
+    pairs: dict[tuple[int, int, int], tuple[Blocks, list[Split]]] = {}
     states = [_State(0.0, (), frozenset())]
     for i, g in enumerate(order):
         due = [
@@ -197,41 +177,15 @@ def _edges(program: Program, levels: Levels, groups: dict[int, int]) -> list[_Ed
     return edges
 
 
-def _blocks(matrix: coo_array, source: Layout, target: Layout) -> _Blocks:
-    if source.parts == target.parts == 1:
-        return _Blocks(((0, 0),), (matrix,), (dg.offsets(matrix, source, target),))
-    sources = [source.part(p) for p in range(source.parts)]
-    targets = [target.part(q) for q in range(target.parts)]
-    column, row = (np.zeros(n, np.int64) for n in (matrix.shape[1], matrix.shape[0]))  # places within a part
-    for place, pieces in ((column, sources), (row, targets)):
-        for elements, _ in pieces:
-            place[elements] = np.arange(len(elements))
-    code = (source.slots // source.period)[matrix.col] * target.parts + (target.slots // target.period)[
-        matrix.row
-    ]
-    parts, matrices, offsets = [], [], []
-    for both in np.unique(code).tolist():
-        p, q = divmod(both, target.parts)
-        here = code == both
-        places = row[matrix.row[here]], column[matrix.col[here]]
-        block = coo_array(
-            (matrix.data[here], places), shape=(len(targets[q][0]), len(sources[p][0])), dtype=np.float64
-        )
-        parts.append((p, q))
-        matrices.append(block)
-        offsets.append(dg.offsets(block, sources[p][1], targets[q][1]))
-    return _Blocks(tuple(parts), tuple(matrices), tuple(offsets))
-
-
-def _options(edge: _Edge, source: Layout, target: Layout, slots: int) -> tuple[_Blocks, list[Split]]:
-    found = _blocks(edge.matrix, source, target)
+def _options(edge: _Edge, source: Layout, target: Layout, slots: int) -> tuple[Blocks, list[Split]]:
+    found = find_blocks(edge.matrix, source, target)
     few = sum(map(len, found.steps)) <= 2048
     sizes = dg.coarse_sizes(source.period) if few else [1 << (source.period.bit_length() // 2)]
     return found, dg.splits(found.steps, source.period, slots, set(), sizes)[:OPTIONS]
 
 
 def _price(
-    edge: _Edge, found: _Blocks, options: list[Split], keys: frozenset[int]
+    edge: _Edge, found: Blocks, options: list[Split], keys: frozenset[int]
 ) -> tuple[float, frozenset[int]]:
     """The cheapest option given the keys so far, and the keys with it."""
     folds = frozenset(found.folds)
@@ -249,7 +203,7 @@ def _finish(
     program: Program, edges: list[_Edge], groups: dict[int, int], chosen: dict[int, Layout], slots: int
 ) -> Packing:
     """Diagonals for the chosen layouts; splits are searched again finely, each given the keys of all the others."""
-    found = [_blocks(e.matrix, chosen[e.source_group], chosen[e.target_group]) for e in edges]
+    found = [find_blocks(e.matrix, chosen[e.source_group], chosen[e.target_group]) for e in edges]
     if sum(len(o.steps) * o.period for f in found for o in f.offsets) > MAX_DIAGONAL_VALUES:
         raise ModelError(
             "the packed weights would take more than 1 GiB; make the dense layers or the picture smaller"
@@ -266,9 +220,9 @@ def _finish(
     for e, f, split in zip(edges, found, picked, strict=True):
         source, target = chosen[e.source_group], chosen[e.target_group]
         assert split is not None  # every edge was picked above
-        for (p, q), matrix, offsets in zip(f.parts, f.matrices, f.offsets, strict=True):
-            steps = dg.terms(offsets.steps, split, source.period, slots)
-            values = dg.diagonals(matrix, source.part(p)[1], target.part(q)[1], offsets)
+        blocks_of = zip(f.parts, f.steps, block_diagonals(e.matrix, source, target, f), strict=True)
+        for (p, q), offsets, values in blocks_of:
+            steps = dg.terms(offsets, split, source.period, slots)
             transforms.setdefault(id(e.target), []).append(
                 Transform(e.activation, p, q, values, steps, f.folds)
             )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -214,6 +215,26 @@ def test_two_inputs_and_two_outputs_over_http(served: Served) -> None:
                 client.predict_all(bad)
         with pytest.raises(InputError, match="2 outputs"):
             client.predict(x)
+
+
+@pytest.mark.parametrize("keys", ["fast", "small"])
+def test_rings_are_weighed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    """5,000 values take parts at N = 2^12 and 2^13 and one ciphertext at 2^14: all are tried, the cheapest is taken."""
+    b = ModelBuilder((5, 25, 40))
+    path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", b.conv("image", 5, 1, 5)), 756, 3))
+    prices: dict[int, float] = {}
+    price = compiling._price
+
+    def recorded(compiled: Any, keys: Any) -> float:
+        prices[compiled.parameters.degree] = price(compiled, keys)
+        return prices[compiled.parameters.degree]
+
+    monkeypatch.setattr(compiling, "_price", recorded)
+    model = compile_model(path, name="m", keys=keys)  # type: ignore[arg-type]
+    degree = model.bundle.checked_parameters().degree
+    assert sorted(prices) == [1 << 12, 1 << 13, 1 << 14]
+    assert degree == min(prices, key=prices.__getitem__)
+    assert model.bundle.input.packing.parts == -(-5000 * 2 // degree)
 
 
 def test_command_line_takes_one_array_per_input(served: Served, tmp_path: Path) -> None:
