@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ckks.errors import FormatError, HeError
+from ckks.circuit import part_names
+from ckks.errors import FormatError, HeError, InputError
 from ckks.parameters import Parameters
 from ckks.types import KeyNeeds
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BUNDLE_BYTES = 8 << 20
+MAX_ELEMENTS = 1 << 20  # of a tensor, and slots of all its ciphertexts
+MAX_PARTS = 32  # ciphertexts of a tensor
+MAX_TENSORS = 16  # inputs, and outputs
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Post = Literal["softmax", "sigmoid", "none"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -29,31 +33,41 @@ class _Strict(BaseModel):
 
 
 class Packing(_Strict):
-    """Where a tensor lies in a slot vector: element i (C order) is at slots[i] + k*period for every k; other slots are zero or unused.
+    """Where a tensor lies in the slot vectors of its ciphertexts.
 
-    copies, shift: an input's period may hold several copies, see `copy_places`; an output's does not.
+    Element i (C order) is in part slots[i] // period, there at slots[i] % period + k*period for every k; other slots are zero or unused.
+    parts: ciphertexts.
+    copies, shift: the period of an input of one part may hold several copies, see `copy_places`; an output's does not.
     """
 
     shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=1, max_length=6)]
-    slots: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 15)]], Field(min_length=1, max_length=1 << 15)]
+    slots: Annotated[
+        list[Annotated[int, Field(ge=0, lt=MAX_ELEMENTS)]], Field(min_length=1, max_length=MAX_ELEMENTS)
+    ]
     period: Annotated[int, Field(ge=1, le=1 << 15)]
     copies: Annotated[int, Field(ge=1, le=1 << 15)] = 1
     shift: Annotated[int, Field(ge=0, lt=1 << 15)] = 0
+    parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Packing:
         if self.period & (self.period - 1) or math.prod(self.shape) != len(self.slots):
             raise ValueError("the period must be a power of two and there must be one slot per element")
-        if self.copies & (self.copies - 1) or self.copies > self.period:
-            raise ValueError("the number of copies must be a power of two up to the period")
-        if len(set(self.slots)) != len(self.slots) or max(self.slots) >= self.period // self.copies:
+        if self.copies & (self.copies - 1) or self.copies > (self.period if self.parts == 1 else 1):
             raise ValueError(
-                "slots must be distinct and below the period, or the part of it that a copy takes"
+                "the number of copies must be a power of two up to the period, and 1 for several parts"
+            )
+        if (
+            len(set(self.slots)) != len(self.slots)
+            or max(self.slots) >= self.period * self.parts // self.copies
+        ):
+            raise ValueError(
+                "slots must be distinct and below the period times the parts, or what a copy takes of it"
             )
         return self
 
     def places(self) -> list[npt.NDArray[np.int64]]:
-        """The slots of the elements in each copy, int64 [elements], below the period."""
+        """The slots of the elements in each copy, int64 [elements], below the period times the parts."""
         return copy_places(np.array(self.slots), self.period, self.copies, self.shift)
 
 
@@ -61,34 +75,53 @@ def copy_places(
     slots: npt.NDArray[np.int64], period: int, copies: int, shift: int
 ) -> list[npt.NDArray[np.int64]]:
     """Where the elements at `slots` in copy 0 lie in each copy: copy k is a block of period/copies slots, turned left by k*shift."""
+    if copies == 1:
+        return [slots]
     block = period // copies
     return [k * block + ((slots - k * shift) & (block - 1)) for k in range(copies)]
 
 
-class InputSpec(_Strict):
-    """The model's input: name and shape without the batch axis, values in [low, high] by declaration, encrypted at `level` and `scale`."""
+class _Spec(_Strict):
+    """What inputs and outputs have in common; all ciphertexts of one are encrypted (or come back) at `level` and `scale`."""
 
     name: Name
     packing: Packing
-    low: float
-    high: float
     level: Annotated[int, Field(ge=0, le=63)]
     scale: Annotated[float, Field(gt=1.0, lt=2.0**120)]
 
+    @property
+    def ciphertexts(self) -> list[str]:
+        """The names of its ciphertexts, part by part."""
+        return part_names(self.name, self.packing.parts)
 
-class OutputSpec(_Strict):
-    """The model's output: logits, decrypted at `level` and `scale`; labels name its elements (empty: unnamed).
 
+class InputSpec(_Spec):
+    """An input of the model: name and shape without the batch axis; values in [low, high] by declaration."""
+
+    low: float
+    high: float
+
+
+class OutputSpec(_Spec):
+    """An output of the model: logits, labels name its elements (empty: unnamed).
+
+    promised_error: the largest absolute error of a logit that the compiler promises, worst slot.
     post: what the client makes of them: softmax (one class of all), sigmoid (each element for itself; a single one with two labels is
     the second's probability), none (values shown as they are, rounded to the promised error).
     """
 
-    name: Name
-    packing: Packing
-    labels: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=1 << 15)]
-    level: Annotated[int, Field(ge=0, le=63)]
-    scale: Annotated[float, Field(gt=1.0, lt=2.0**120)]
+    labels: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=MAX_ELEMENTS)]
     post: Post = "softmax"
+    promised_error: Annotated[float, Field(gt=0.0)]
+
+    @model_validator(mode="after")
+    def _labelled(self) -> OutputSpec:
+        classes = len(self.packing.slots)
+        if (self.post, classes) == ("sigmoid", 1) and len(self.labels) == 2:
+            classes = 2
+        if self.labels and len(self.labels) != classes:
+            raise ValueError("there must be one label per output element")
+        return self
 
 
 class RotationKey(_Strict):
@@ -99,18 +132,17 @@ class RotationKey(_Strict):
 
 
 class Bundle(_Strict):
-    """See the module. promised_error: largest absolute error of a logit that the compiler promises, worst slot."""
+    """See the module."""
 
     kind: Literal["he-serve bundle"]
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     description: Annotated[str, Field(max_length=2000)]
     parameters: dict[str, Any]
-    input: InputSpec
-    output: OutputSpec
+    inputs: Annotated[list[InputSpec], Field(min_length=1, max_length=MAX_TENSORS)]
+    outputs: Annotated[list[OutputSpec], Field(min_length=1, max_length=MAX_TENSORS)]
     relinearisation_level: Annotated[int, Field(ge=0, le=63)] | None
     rotations: Annotated[list[RotationKey], Field(max_length=4096)]
-    promised_error: Annotated[float, Field(gt=0.0)]
     circuit_digest: Digest
     weights_digest: Digest
 
@@ -120,29 +152,56 @@ class Bundle(_Strict):
             p = self.checked_parameters()
         except HeError as error:
             raise ValueError(str(error)) from None
-        levels = [
-            self.input.level,
-            self.output.level,
-            self.relinearisation_level or 0,
-            *(r.level for r in self.rotations),
-        ]
-        periods = [self.input.packing.period, self.output.packing.period]
+        specs = [*self.inputs, *self.outputs]
+        levels = [s.level for s in specs] + [self.relinearisation_level or 0]
+        levels += [r.level for r in self.rotations]
         if (
             max(levels) > p.max_level
-            or max(periods) > p.slots
+            or max(s.packing.period for s in specs) > p.slots
             or any(r.steps >= p.slots for r in self.rotations)
         ):
             raise ValueError("a level, period or rotation does not exist in these parameters")
         if len({r.steps for r in self.rotations}) != len(self.rotations):
             raise ValueError("a rotation is listed twice")
-        if self.output.packing.copies > 1:
+        if any(spec.packing.copies > 1 for spec in self.outputs):
             raise ValueError("only an input has copies within its period")
-        classes = len(self.output.packing.slots)
-        if (self.output.post, classes) == ("sigmoid", 1) and len(self.output.labels) == 2:
-            classes = 2
-        if self.output.labels and len(self.output.labels) != classes:
-            raise ValueError("there must be one label per output element")
+        for group, ciphertexts in (
+            (self.inputs, self.input_ciphertexts),
+            (self.outputs, self.output_ciphertexts),
+        ):
+            names = {spec.name for spec in group}
+            if len(names) != len(group) or len(ciphertexts) != sum(spec.packing.parts for spec in group):
+                raise ValueError("two inputs or two outputs have the same name")
         return self
+
+    @property
+    def input(self) -> InputSpec:
+        """The one input. Raises InputError for a model with several."""
+        if len(self.inputs) > 1:
+            raise InputError(f"{self.name} has {len(self.inputs)} inputs; give an array for each, by name")
+        return self.inputs[0]
+
+    @property
+    def output(self) -> OutputSpec:
+        """The one output. Raises InputError for a model with several."""
+        if len(self.outputs) > 1:
+            raise InputError(f"{self.name} has {len(self.outputs)} outputs; name the one that is meant")
+        return self.outputs[0]
+
+    @property
+    def promised_error(self) -> float:
+        """The largest absolute error of a logit of any output that the compiler promises."""
+        return max(o.promised_error for o in self.outputs)
+
+    @property
+    def input_ciphertexts(self) -> dict[str, tuple[int, float]]:
+        """Name of every ciphertext that a client sends, with its level and scale."""
+        return {name: (spec.level, spec.scale) for spec in self.inputs for name in spec.ciphertexts}
+
+    @property
+    def output_ciphertexts(self) -> dict[str, tuple[int, float]]:
+        """Name of every ciphertext that comes back, with its level and scale."""
+        return {name: (spec.level, spec.scale) for spec in self.outputs for name in spec.ciphertexts}
 
     def checked_parameters(self) -> Parameters:
         """The parameter set, checked against our own security table. Raises ParameterError or SecurityError."""

@@ -137,6 +137,11 @@ class Circuit:
         return "\n".join(lines)
 
 
+def part_names(name: str, parts: int) -> list[str]:
+    """What the ciphertexts of an input or output called `name` are called: as it is, or NAME.0, NAME.1, ... if there are several."""
+    return [name] if parts == 1 else [f"{name}.{k}" for k in range(parts)]
+
+
 def rotation_steps(ins: Instruction, slots: int) -> set[int]:
     """The non-zero left rotations, in 1..slots-1, that an instruction needs keys for."""
     if ins.op is Op.ROTATE:

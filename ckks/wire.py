@@ -1,7 +1,8 @@
 """The wire format: ciphertexts and evaluation keys as safetensors, loaded strictly.
 
 One tensor [N] per limb, uint32 where the prime is below 2^32, else uint64. A ciphertext has tensors "POLY.ROW"; a seeded one only "0.ROW"
-and the seed in its metadata. A key file has "KEY.DIGIT.ROW", KEY being "relinearisation" or "galois-ELEMENT", and a seed per key.
+and the seed in its metadata; of several ciphertexts in one object, each has "NAME.POLY.ROW". A key file has "KEY.DIGIT.ROW", KEY being
+"relinearisation" or "galois-ELEMENT", and a seed per key.
 Every load checks the exact set of names, types and shapes, every residue < q, and the announced parameters, level and scale.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +113,98 @@ def load_ciphertext(data: bytes, parameters: Parameters, level: int, scale: floa
     if set(metadata) - {"seed"} != {"kind", "version", "parameters", "level", "scale"}:
         raise FormatError("ciphertext: unknown or missing metadata")
     rows = parameters.data_rows(level)
-    polys = _read_polynomials(data, parameters, rows, 1 if seeded else 2, "ciphertext")
-    if seeded:
-        uniform = seeds.expand(parameters, _seed(metadata["seed"]), 0, rows)
+    polys = _read_polynomials(data, parameters, {"": (rows, 1 if seeded else 2)}, "ciphertext")[""]
+    return _unseeded(parameters, polys, metadata.get("seed"), level, scale)
+
+
+def _unseeded(
+    parameters: Parameters, polys: Residues, seed: object | None, level: int, scale: float
+) -> Ciphertext:
+    if seed is not None:
+        uniform = seeds.expand(parameters, _seed(seed), 0, parameters.data_rows(level))
         polys = np.concatenate([polys, uniform[None]])
     return Ciphertext(polys, level, scale)
+
+
+# ---- all ciphertexts of a request or an answer ----
+
+
+def dump_ciphertexts(
+    parameters: Parameters, ciphertexts: Mapping[str, Ciphertext | SeededCiphertext]
+) -> bytes:
+    """The wire bytes of ciphertexts by name: one object for all; a single one is that of `dump_ciphertext`, without its name."""
+    if len(ciphertexts) == 1:
+        return dump_ciphertext(parameters, next(iter(ciphertexts.values())))
+    metadata = {"kind": "ciphertexts", "version": VERSION, "parameters": parameters.digest}
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name, ciphertext in ciphertexts.items():
+        rows = parameters.data_rows(ciphertext.level)
+        metadata[f"level:{name}"] = str(ciphertext.level)
+        metadata[f"scale:{name}"] = ciphertext.scale.hex()
+        if isinstance(ciphertext, SeededCiphertext):
+            metadata[f"seed:{name}"] = ciphertext.seed.hex()
+            tensors |= _limbs(parameters, ciphertext.b, f"{name}.0", rows)
+        else:
+            for k, poly in enumerate(ciphertext.polys):
+                tensors |= _limbs(parameters, poly, f"{name}.{k}", rows)
+    data: bytes = save_tensors(tensors, metadata)
+    return data
+
+
+Expected = Mapping[str, tuple[int, float]]  # level and scale by name
+
+
+def ciphertexts_limit(parameters: Parameters, expected: Expected) -> int:
+    """The most bytes that conformant ciphertexts of these names, levels and scales take: the cap to set before reading them."""
+    if len(expected) == 1:
+        return ciphertext_limit(parameters, next(iter(expected.values()))[0])
+    payload = sum(2 * _payload(parameters, parameters.data_rows(level)) for level, _ in expected.values())
+    return payload + 8 + _header_limit(expected)
+
+
+def _header_limit(expected: Expected) -> int:
+    return _HEADER_BASE + sum(
+        (2 * (level + 1) + 3) * (_HEADER_PER_TENSOR + len(json.dumps(name)))  # limbs; level, scale, seed
+        for name, (level, _) in expected.items()
+    )
+
+
+def load_ciphertexts(data: bytes, parameters: Parameters, expected: Expected) -> dict[str, Ciphertext]:
+    """Exactly the ciphertexts `expected` from untrusted bytes, as `load_ciphertext` each. Raises FormatError."""
+    if len(expected) == 1:
+        ((name, (level, scale)),) = expected.items()
+        return {name: load_ciphertext(data, parameters, level, scale)}
+    if len(data) > ciphertexts_limit(parameters, expected):
+        raise FormatError(f"ciphertexts: {len(data)} bytes are more than those of this model take")
+    metadata = _bounded_metadata(data[: 8 + _header_limit(expected)], len(data), "ciphertexts")
+    _check_metadata(metadata, "ciphertexts", parameters)
+    named = {key.partition(":")[2] for key in metadata if ":" in key}
+    if missing := sorted(set(expected) - named):
+        raise FormatError(f"ciphertexts: {missing[0]!r} is missing; this model takes {len(expected)}")
+    if extra := sorted(named - set(expected)):
+        raise FormatError(f"ciphertexts: this model knows no {extra[0][:100]!r}")
+    seeded = {name for name in expected if f"seed:{name}" in metadata}
+    wanted = {f"{key}:{name}" for name in expected for key in ("level", "scale")}
+    if set(metadata) != {"kind", "version", "parameters"} | wanted | {f"seed:{name}" for name in seeded}:
+        raise FormatError("ciphertexts: unknown or missing metadata")
+    for name, (level, scale) in expected.items():
+        stated = metadata[f"level:{name}"], _float(metadata[f"scale:{name}"])
+        if stated[0] != str(level) or not same_scale(scale, stated[1]):
+            raise FormatError(
+                f"ciphertexts: {name!r} is not at level {level} and scale 2^{math.log2(scale):.3f} as this model expects"
+            )
+    # A second ciphertext under one seed gives away the difference of the two messages.
+    if len({_seed(metadata[f"seed:{name}"]) for name in seeded}) != len(seeded):
+        raise FormatError("ciphertexts: two of them share a seed; encrypt again")
+    groups = {
+        f"{name}.": (parameters.data_rows(level), 1 if name in seeded else 2)
+        for name, (level, _) in expected.items()
+    }
+    polys = _read_polynomials(data, parameters, groups, "ciphertexts")
+    return {
+        name: _unseeded(parameters, polys[f"{name}."], metadata.get(f"seed:{name}"), level, scale)
+        for name, (level, scale) in expected.items()
+    }
 
 
 # ---- public keys ----
@@ -139,7 +228,7 @@ def load_public_key(data: bytes, parameters: Parameters) -> SeededPublicKey:
     _check_metadata(metadata, "public key", parameters)
     if set(metadata) != {"kind", "version", "parameters", "seed"}:
         raise FormatError("public key: unknown or missing metadata")
-    b = _read_polynomials(data, parameters, rows, 1, "public key")[0]
+    b = _read_polynomials(data, parameters, {"": (rows, 1)}, "public key")[""][0]
     return SeededPublicKey(parameters, b, _seed(metadata["seed"]))
 
 
@@ -234,22 +323,37 @@ class KeyFile:
 
 
 def _read_polynomials(
-    data: bytes, parameters: Parameters, rows: tuple[int, ...], count: int, what: str
-) -> Residues:
-    """Exactly the limbs "POLY.ROW" of `count` polynomials: uint64 [count][row][N], every residue checked."""
+    data: bytes, parameters: Parameters, groups: Mapping[str, tuple[tuple[int, ...], int]], what: str
+) -> dict[str, Residues]:
+    """groups: rows and number of polynomials by prefix.
+
+    Exactly the limbs PREFIX"POLY.ROW": uint64 [count][row][N] by prefix, every residue checked.
+    """
     try:
         tensors = dict(deserialize(data))
     except SafetensorError:
         raise FormatError(f"{what}: not a valid safetensors object") from None
-    if set(tensors) != {f"{k}.{r}" for k in range(count) for r in rows}:
-        raise FormatError(f"{what}: expected exactly {count} x {len(rows)} limbs")
-    polys = np.empty((count, len(rows), parameters.degree), np.uint64)
+    places = {
+        f"{prefix}{k}.{r}": (prefix, k, i, r)
+        for prefix, (rows, count) in groups.items()
+        for k in range(count)
+        for i, r in enumerate(rows)
+    }
+    if set(tensors) != set(places):
+        raise FormatError(f"{what}: expected exactly {len(places)} limbs, those of its levels")
     for name, tensor in tensors.items():
-        poly, row = (int(x) for x in name.split("."))
-        q = parameters.moduli[row]
+        q = parameters.moduli[places[name][3]]
         if tensor["dtype"] != _dtype_name(q) or tensor["shape"] != [parameters.degree]:
             raise FormatError(f"{what}: limb {name} has the wrong type or length")
-        polys[poly, row] = _checked(np.frombuffer(tensor["data"], row_dtype(q)), q, f"{what}: limb {name}")
+    polys = {
+        prefix: np.empty((count, len(rows), parameters.degree), np.uint64)
+        for prefix, (rows, count) in groups.items()
+    }
+    for name, tensor in tensors.items():
+        prefix, k, i, r = places[name]
+        q = parameters.moduli[r]
+        values = np.frombuffer(tensor["data"], row_dtype(q))
+        polys[prefix][k, i] = _checked(values, q, f"{what}: limb {name}")
     return polys
 
 
@@ -259,12 +363,19 @@ def _bounded_metadata(head: bytes, size: int, what: str) -> dict[str, Any]:
     if length > len(head) - 8:
         raise FormatError(f"{what}: the header is truncated or too long")
     try:
-        metadata = json.loads(head[8 : 8 + length])["__metadata__"]
+        metadata = json.loads(head[8 : 8 + length], object_pairs_hook=_unique)["__metadata__"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(f"{what}: the header is not that of a safetensors object of ours") from None
     if not isinstance(metadata, dict):
         raise FormatError(f"{what}: the metadata are not an object")
     return metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FormatError("a name is stated twice in the header")
+    return found
 
 
 def _check_metadata(metadata: dict[str, Any], kind: str, parameters: Parameters) -> None:

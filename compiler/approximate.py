@@ -7,6 +7,7 @@ network's outputs on the calibration rows allows; layers are fitted in order, ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -78,7 +79,8 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Approximation:
-    """The graph without Nonlinear nodes. error: rms of the outputs' error on the calibration rows over their standard deviation."""
+    """The graph without Nonlinear nodes. error: of the worst output, the rms of its error on the calibration rows over its
+    standard deviation."""
 
     graph: Graph
     fits: tuple[Fit, ...]
@@ -148,11 +150,10 @@ def approximate(
                 )
     rows = rows[:MAX_ROWS]
     exact = forward(graph, rows)
-    scale = max(float(exact.std()), 1e-12)
 
     def attempt(tolerances: list[float]) -> Approximation:
         fitted, fits, output = _fit_all(graph, curves, targets, rows, fixed, tolerances)
-        return Approximation(fitted, fits, float(np.sqrt(((output - exact) ** 2).mean())) / scale, budget)
+        return Approximation(fitted, fits, _relative_error(graph, output, exact), budget)
 
     best = attempt([TOLERANCES[0]] * len(targets))
     looser = tight = TOLERANCES[0]
@@ -173,6 +174,17 @@ def approximate(
         else:
             tolerances[k] = kept
     return best
+
+
+def _relative_error(graph: Graph, outputs: Array, exact: Array) -> float:
+    """The largest of any output: its rms error over its standard deviation."""
+    worst, start = 0.0, 0
+    for i in graph.ends:
+        mine = slice(start, start + math.prod(graph.nodes[i].shape))
+        start = mine.stop
+        error = float(np.sqrt(((outputs[:, mine] - exact[:, mine]) ** 2).mean()))
+        worst = max(worst, error / max(float(exact[:, mine].std()), 1e-12))
+    return worst
 
 
 def _curves(graph: Graph) -> list[_Curve]:
@@ -218,7 +230,7 @@ def _combined(
 
 def _targets(graph: Graph, curves: list[_Curve]) -> list[int]:
     """The nodes to fit, in order: curves with activation functions that something other than a further curve of their root needs."""
-    needed, work, targets = set[int](), [graph.output], set[int]()
+    needed, work, targets = set[int](), graph.ends, set[int]()
     while work:
         i = work.pop()
         if i in needed:
@@ -289,22 +301,23 @@ def _fit_all(
     nodes: list[Node] = []
     renamed: dict[int, int] = {}
     values: dict[int, Array] = {}
-    live = _live(graph, curves)
+    live, ends = _live(graph, curves), set(graph.ends)
     last_use = {o: i for i in live for o in ([curves[i].root] if i in chosen else operands(graph.nodes[i]))}
     for i in live:
         node = fitted(i, values[curves[i].root]) if i in chosen else graph.nodes[i]
         values[i] = _value(node, values, rows)
         renamed[i] = len(nodes)
         for operand in operands(node):
-            if last_use[operand] == i and operand != graph.output:
+            if last_use[operand] == i and operand not in ends:
                 values.pop(operand, None)
         nodes.append(_renamed(node, renamed))
-    result = replace(graph, nodes=tuple(nodes), output=renamed[graph.output])
-    return result, tuple(fits), values[graph.output]
+    outputs = tuple(replace(o, node=renamed[o.node]) for o in graph.outputs)
+    result = replace(graph, nodes=tuple(nodes), outputs=outputs)
+    return result, tuple(fits), np.concatenate([values[i] for i in graph.ends], axis=1)
 
 
 def _live(graph: Graph, curves: list[_Curve]) -> list[int]:
-    needed, work = {0}, [graph.output]
+    needed, work = set(range(len(graph.sources))), graph.ends
     while work:
         i = work.pop()
         if i not in needed:
@@ -327,21 +340,22 @@ def forward(graph: Graph, rows: Array, outside: list[Flags] | None = None) -> Ar
     outside: collects for every fit, in order, the rows (bool [rows]) that bring a value outside its interval.
     """
     values: dict[int, Array] = {}
+    ends = set(graph.ends)
     last_use = {o: i for i, node in enumerate(graph.nodes) for o in operands(node)}
-    for i, node in enumerate(graph.nodes[: graph.output + 1]):
+    for i, node in enumerate(graph.nodes[: max(ends) + 1]):
         values[i] = _value(node, values, rows)
         if outside is not None and isinstance(node, Fitted):
             beyond = np.abs(values[node.x] - node.center) > node.half
             outside.append(np.asarray(beyond.any(axis=1)))
         for operand in operands(node):
-            if last_use[operand] == i:
+            if last_use[operand] == i and operand not in ends:
                 values.pop(operand, None)
-    return values[graph.output]
+    return np.concatenate([values[i] for i in graph.ends], axis=1)
 
 
 def _value(node: Node, values: Mapping[int, Array], rows: Array) -> Array:
     if isinstance(node, Source):
-        return rows
+        return rows[:, node.start : node.start + math.prod(node.shape)]
     x = values[node.x]
     result: Array
     if isinstance(node, Linear):

@@ -23,13 +23,18 @@ class Builder:
     """Nodes so far, and what each ONNX name stands for: a node's index, or a constant."""
 
     def __init__(self, model: OnnxModel) -> None:
-        self.nodes: list[Node] = [Source(model.input_name, model.input_shape)]
-        self.values: dict[str, int | Constant] = {**model.constants, model.input_name: 0}
+        self.nodes: list[Node] = []
+        self.values: dict[str, int | Constant] = dict(model.constants)
         self.budget = MAX_TOTAL
-        if math.prod(model.input_shape) > MAX_ELEMENTS:
-            raise ModelError(
-                f"input {model.input_name!r} has more than {MAX_ELEMENTS} elements; use a smaller picture"
-            )
+        start = 0
+        for x in model.inputs:
+            if math.prod(x.shape) > MAX_ELEMENTS:
+                raise ModelError(
+                    f"input {x.name!r} has more than {MAX_ELEMENTS} elements; use a smaller picture"
+                )
+            self.values[x.name] = len(self.nodes)
+            self.nodes.append(Source(x.name, x.shape, start, x.low, x.high))
+            start += math.prod(x.shape)
 
     def constant(self, node: OnnxNode, inputs: Sequence[int | Constant | None]) -> Constant | None:
         """The value of a node that does not depend on the encrypted input's values; None for any other."""

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from ckks.bundle import Bundle, InputSpec, OutputSpec, RotationKey
+from ckks.bundle import MAX_PARTS, Bundle, InputSpec, OutputSpec, RotationKey
 from ckks.bundle import Packing as SlotPacking
-from ckks.circuit import Circuit, Op, Weights
+from ckks.circuit import Circuit, Op, Weights, part_names
 from ckks.errors import ModelError
 from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
 from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
@@ -34,14 +34,18 @@ from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
 from compiler.pack import Packing, pack
 from compiler.parameters import (
+    KEY_READ_SECONDS,
     MAX_SCALE_BITS,
     MIN_SCALE_BITS,
     Modulus,
+    circuit_seconds,
     digit_choices,
     fits,
+    key_bytes,
 )
-from compiler.precision import evaluate, promised_error
+from compiler.precision import Ends, evaluate, promised_errors
 from compiler.report import make_report
+from compiler.rows import Rows, flat_rows
 from compiler.validation import labelled_rows, validate
 
 DEFAULT_PRECISION = 1e-3
@@ -51,14 +55,17 @@ MAX_CALIBRATION_ROWS = 512
 OUTPUT_MARGIN = (
     3  # bits: inputs outside the calibration data may give larger values, which must not wrap around
 )
+# Slots that a part of a tensor takes at most: those of the largest ring. With fewer, all vectors repeat within a ciphertext, and small
+# networks take many parts: for tests.
+MAX_PART_SLOTS = 1 << (MAX_LOG_DEGREE - 1)
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Demands:
-    """error: the largest that may be promised, in output units."""
+    """errors: the largest that may be promised for each output, in its units."""
 
-    error: float
+    errors: tuple[float, ...]
     keys: Keys
     security: int
 
@@ -72,28 +79,34 @@ class _Compiled:
     circuit: Circuit
     weights: Weights
     packing: Packing
-    promised: float
+    ends: Ends
+    promised: tuple[float, ...]
+
+    def excess(self, demands: _Demands) -> float:
+        """The largest promise over what is demanded."""
+        return max(p / e for p, e in zip(self.promised, demands.errors, strict=True))
 
 
 def compile_model(
     onnx_path: Path,
     *,
-    calibration: npt.NDArray[np.float64] | None = None,
+    calibration: Rows | None = None,
     precision: float = DEFAULT_PRECISION,
     maxpool: Literal["average"] | None = None,
     keys: Keys = "fast",
     security: int = REQUIRED_BITS,
     activations: Mapping[str, Override] | None = None,
     activation_error: float = DEFAULT_ERROR,
-    validation: tuple[npt.NDArray[np.float64], npt.NDArray[Any]] | None = None,
+    validation: tuple[Rows, npt.NDArray[Any]] | None = None,
     name: str,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compile a trained ONNX model for encrypted inputs.
 
-    calibration: rows as the model's input, [rows][*shape]; None: uniform random values in the declared range, which
-    for pictures may be far from real ones and make the promise loose. precision: the largest promised error of a
-    logit, relative to the largest calibrated |logit|. maxpool: replace max pooling, with the effect in the report.
+    calibration: rows as the model's input, [rows][*shape], or a mapping of such arrays by input name; None: uniform
+    random values in the declared range, which for pictures may be far from real ones and make the promise loose.
+    precision: the largest promised error of a logit, relative to the largest calibrated |logit| of its output.
+    maxpool: replace max pooling, with the effect in the report.
     keys: "fast"; "small", few keys for up to 2.5 times the time; or the bytes that a client's keys may take, for the
     fastest circuit within them. security: 128, 192 or 256 bits. activations: what is fixed of their approximation, by layer or
     operator; activation_error: how far their polynomials may move the outputs (compiler/approximate.py). validation: rows
@@ -125,12 +138,16 @@ def compile_model(
         )
         say("folding")
         program = condition(fold(approximation.graph), rows)
+    for source in graph.sources:
+        if source.name not in {t.name for t in program.inputs}:
+            raise ModelError(f"input {source.name!r} meets zero weights only; remove it from the model")
     levels = assign_levels(program)
-    demands = _Demands(precision * max(program.largest_output, 1e-12), keys, security)
+    errors = tuple(precision * max(largest, 1e-12) for largest in program.largest_outputs)
+    demands = _Demands(errors, keys, security)
     compiled = _fit(graph, program, levels, rows, demands, say)
     say("verifying")
     try:
-        bundle = _bundle(name, graph, program, compiled)
+        bundle = _bundle(name, graph, compiled)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(x) for x in first["loc"])
@@ -145,38 +162,36 @@ def compile_model(
     report["key_tradeoff"] = tradeoff(compiled.plain, p)
     if replaced:
         say("measuring the replacement")
-        ends = _ends(program, compiled.packing)
-        outputs = evaluate(circuit, weights, p, rows, ends)
-        report["maxpool"] = effect(logits_model(onnx_path), replaced, rows, model.input_shape, outputs)
+        outputs = evaluate(circuit, weights, p, rows, compiled.ends)
+        report["maxpool"] = effect(logits_model(onnx_path), replaced, rows, model.inputs, outputs)
     if labelled is not None:
         say("validating")
-        ends = _ends(program, compiled.packing)
+        ends = compiled.ends
         with np.errstate(all="ignore"):
             report["validation"] = validate(graph, approximation.graph, circuit, weights, p, ends, labelled)
     return CompiledModel(bundle, circuit, weights, report)
 
 
-def _calibration_rows(graph: Graph, calibration: npt.NDArray[np.float64] | None) -> Array:
+def _calibration_rows(graph: Graph, calibration: Rows | None) -> Array:
     """Calibration rows flat, float64 [rows][elements]. Raises ModelError for rows that are not inputs of the model."""
-    source = graph.nodes[0]
-    shape = source.shape
-    if calibration is None:
-        draw = np.random.default_rng(0)
-        return draw.uniform(graph.low, graph.high, (RANDOM_ROWS, math.prod(shape)))
-    rows = np.asarray(calibration, dtype=np.float64)
-    wanted = shape[1:] if len(shape) > 1 else shape
-    if rows.ndim < 1 or rows.shape[1:] != wanted or not len(rows) or not np.isfinite(rows).all():
-        raise ModelError(
-            f"calibration rows must be finite and of shape [rows, {', '.join(map(str, wanted))}], got {rows.shape}"
-        )
-    return rows[:MAX_CALIBRATION_ROWS].reshape(min(len(rows), MAX_CALIBRATION_ROWS), -1)
+    if calibration is not None:
+        return flat_rows(graph, calibration, "calibration", MAX_CALIBRATION_ROWS)
+    draw = np.random.default_rng(0)
+    return np.concatenate(
+        [draw.uniform(s.low, s.high, (RANDOM_ROWS, math.prod(s.shape))) for s in graph.sources], axis=1
+    )
 
 
 def _fit(
     graph: Graph, program: Program, levels: Levels, rows: Array, demands: _Demands, say: Progress
 ) -> _Compiled:
-    """The smallest ring, and in it the smallest scale, that keeps the promise."""
+    """The best of the rings that keep the promise, each with the smallest scale.
+
+    Smaller rings are better, but for tensors that take several ciphertexts there: then the next ring is weighed against it.
+    """
     elements = max(math.prod(t.shape) for t in program.tensors)
+    rings: list[_Compiled] = []
+    refused: ModelError | None = None
     for log_degree in range(MIN_LOG_DEGREE, MAX_LOG_DEGREE + 1):
         degree = 1 << log_degree
         usable = [
@@ -184,17 +199,36 @@ def _fit(
             for bits in range(MIN_SCALE_BITS, MAX_SCALE_BITS + 1)
             if fits(degree, _modulus(program, levels, bits), demands.security)
         ]
-        if elements > degree // 2 or not usable:
+        if elements > MAX_PARTS * degree // 2 or not usable:
             continue
         say(f"packing for N=2^{log_degree}")
-        packing = pack(program, levels, degree // 2)
-        found = _smallest_scale(graph, program, levels, packing, rows, demands, usable, say)
+        try:
+            packing = pack(program, levels, min(degree // 2, MAX_PART_SLOTS))
+        except ModelError as error:  # more ciphertexts a tensor need more weights
+            refused = error
+            continue
+        found = _smallest_scale(graph, program, levels, packing, degree, rows, demands, usable, say)
         if found is not None:
-            return found
+            rings.append(found)
+            whole = all(layout.parts == 1 for layout in packing.layouts.values())
+            if whole or degree // 2 >= MAX_PART_SLOTS:
+                break
+    if refused is not None and not rings:
+        raise refused
+    if rings:
+        return min(rings, key=lambda ring: _price(ring, demands.keys))
     raise ModelError(
         f"no parameters of {demands.security}-bit security fit {levels.top} levels, tensors of up to {elements} elements "
         "and this precision; use fewer activations, a smaller picture, a larger precision or a larger budget for keys"
     )
+
+
+def _price(compiled: _Compiled, keys: Keys) -> float:
+    """What rings are compared by: bytes of keys for `small`, else seconds, reading the keys included."""
+    size = key_bytes(compiled.parameters, compiled.circuit)
+    if keys == "small":
+        return size
+    return circuit_seconds(compiled.parameters, compiled.circuit) + size * KEY_READ_SECONDS
 
 
 def _modulus(program: Program, levels: Levels, scale_bits: int) -> Modulus:
@@ -207,6 +241,7 @@ def _smallest_scale(
     program: Program,
     levels: Levels,
     packing: Packing,
+    degree: int,
     rows: Array,
     demands: _Demands,
     usable: list[int],
@@ -218,12 +253,12 @@ def _smallest_scale(
     bits = min(max(30, low), high)
     while low <= high:
         say(f"simulating noise at scale 2^{bits}")
-        tried = _at_scale(graph, program, levels, packing, rows, bits, demands)
-        if tried is not None and tried.promised <= demands.error:
+        tried = _at_scale(graph, program, levels, packing, degree, rows, bits, demands)
+        if tried is not None and tried.excess(demands) <= 1:
             best, high = tried, bits - 1
         else:
             low = bits + 1
-        step = math.ceil(math.log2(tried.promised / demands.error)) if tried is not None else 1
+        step = math.ceil(math.log2(tried.excess(demands))) if tried is not None else 1
         bits = min(max(bits + step, low), high)
     return best
 
@@ -233,54 +268,64 @@ def _at_scale(
     program: Program,
     levels: Levels,
     packing: Packing,
+    degree: int,
     rows: Array,
     bits: int,
     demands: _Demands,
 ) -> _Compiled | None:
-    degree = 2 * packing.slots
     choices = digit_choices(degree, _modulus(program, levels, bits), demands.security)
     if not choices:
         return None
-    circuit, _ = lower(program, packing, levels, choices[0], 2.0**bits, graph.output_name)
+    names = tuple(output.name for output in graph.outputs)
+    circuit, _ = lower(program, packing, levels, choices[0], 2.0**bits, names)
     chosen = choose(circuit, choices, demands.keys)
     if chosen is None:
         return None
-    plain, weights = lower(program, packing, levels, chosen.parameters, 2.0**bits, graph.output_name)
+    plain, weights = lower(program, packing, levels, chosen.parameters, 2.0**bits, names)
     circuit = compose(plain, chosen)
-    promised = promised_error(circuit, weights, chosen.parameters, rows, _ends(program, packing))
-    return _Compiled(chosen.parameters, plain, circuit, weights, packing, promised)
+    inputs = sorted(program.inputs, key=lambda t: t.start)
+    ends = Ends(
+        tuple((t.name, packing.layouts[id(t)]) for t in inputs),
+        tuple((n, packing.layouts[id(t)]) for n, t in zip(names, program.outputs, strict=True)),
+    )
+    promised = promised_errors(circuit, weights, chosen.parameters, rows, ends)
+    return _Compiled(chosen.parameters, plain, circuit, weights, packing, ends, promised)
 
 
-def _ends(program: Program, packing: Packing) -> tuple[Layout, Layout]:
-    return packing.layouts[id(program.tensors[0])], packing.layouts[id(program.tensors[-1])]
-
-
-def _bundle(name: str, graph: Graph, program: Program, compiled: _Compiled) -> Bundle:
-    circuit = compiled.circuit
+def _bundle(name: str, graph: Graph, compiled: _Compiled) -> Bundle:
+    circuit, ends = compiled.circuit, compiled.ends
     needs = circuit.key_needs()
-    first = next(i for i in circuit.instructions if i.op is Op.INPUT)
-    last = circuit.instructions[-1]
-    source, result = _ends(program, compiled.packing)
+    found = {(i.op, i.name): i for i in circuit.instructions if i.op in (Op.INPUT, Op.OUTPUT)}
+    inputs, outputs = [], []
+    for source, (_, layout) in zip(graph.sources, ends.inputs, strict=True):
+        first = found[Op.INPUT, part_names(source.name, layout.parts)[0]]
+        inputs.append(
+            InputSpec(
+                name=source.name, packing=_slots(layout, source.shape), low=source.low, high=source.high,
+                level=first.level, scale=first.scale,
+            )
+        )  # fmt: skip
+    for o, (_, layout), promised in zip(graph.outputs, ends.outputs, compiled.promised, strict=True):
+        last = found[Op.OUTPUT, part_names(o.name, layout.parts)[0]]
+        outputs.append(
+            OutputSpec(
+                name=o.name, packing=_slots(layout, graph.nodes[o.node].shape), labels=list(o.labels),
+                level=last.level, scale=last.scale, post=o.post, promised_error=promised,
+            )
+        )  # fmt: skip
     return Bundle(
         kind="he-serve bundle",
-        schema_version=1,
+        schema_version=2,
         name=name,
         description=graph.description,
         parameters=compiled.parameters.to_json(),
-        input=InputSpec(
-            name=first.name, packing=_slots(source, program.tensors[0].shape), low=graph.low, high=graph.high,
-            level=first.level, scale=first.scale,
-        ),
-        output=OutputSpec(
-            name=last.name, packing=_slots(result, graph.nodes[graph.output].shape), labels=list(graph.labels),
-            level=last.level, scale=last.scale, post=graph.post,
-        ),
+        inputs=inputs,
+        outputs=outputs,
         relinearisation_level=needs.relinearisation,
         rotations=[RotationKey(steps=s, level=level) for s, level in needs.rotations.items()],
-        promised_error=compiled.promised,
         circuit_digest=sha256(circuit_bytes(circuit)),
         weights_digest=sha256(weight_bytes(compiled.weights)),
-    )  # fmt: skip
+    )
 
 
 def _slots(layout: Layout, shape: Shape) -> SlotPacking:
@@ -288,6 +333,7 @@ def _slots(layout: Layout, shape: Shape) -> SlotPacking:
         shape=list(shape[1:]) or [1],
         slots=layout.slots.tolist(),
         period=layout.period,
+        parts=layout.parts,
         copies=layout.copies,
         shift=layout.shift,
     )

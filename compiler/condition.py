@@ -10,7 +10,7 @@ Every base x is computed as u = gain * (x + shift), gain and shift per element a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -41,8 +41,11 @@ class Function(str, Enum):
 
 @dataclass(frozen=True, eq=False)
 class InputTensor:
+    """start: where it begins in a flat row of all inputs."""
+
     name: str
     shape: Shape
+    start: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +106,29 @@ Tensor = InputTensor | AffineTensor | ProductTensor
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Tensors in topological order, input first, output last. largest: bound on |value| of any square, product or output calibrated."""
+    """Tensors in topological order. largest: bound on |value| of any square, product or output calibrated.
+
+    largest_outputs: the largest |value| calibrated of each output.
+    """
 
     tensors: tuple[Tensor, ...]
+    outputs: tuple[AffineTensor, ...]
     largest: float
-    largest_output: float
+    largest_outputs: tuple[float, ...]
+
+    @property
+    def inputs(self) -> list[InputTensor]:
+        return [t for t in self.tensors if isinstance(t, InputTensor)]
 
     def layer_of(self, tensor: Tensor) -> str:
         return tensor.name if isinstance(tensor, InputTensor) else tensor.layer
 
 
-def bases_in_order(output: Base) -> list[Base]:
-    """All bases that `output` depends on, operands first, `output` last."""
+def bases_in_order(outputs: Sequence[Base]) -> list[Base]:
+    """All bases that `outputs` depend on, operands first."""
     order: list[Base] = []
     seen = set[int]()
-    work: list[tuple[Base, bool]] = [(output, False)]
+    work: list[tuple[Base, bool]] = [(output, False) for output in reversed(outputs)]
     while work:
         base, ready = work.pop()
         if ready:
@@ -140,7 +151,7 @@ def forward(order: list[Base], rows: Array) -> Mapping[int, Array]:
     values: dict[int, Array] = {}
     for base in order:
         if isinstance(base, InputBase):
-            value = rows
+            value = rows[:, base.start : base.start + math.prod(base.shape)]
         elif isinstance(base, AffineBase):
             parts = (p(values[id(p.base)]) @ m.T for p, m in base.terms)
             value = sum(parts, np.zeros(1)) + base.bias
@@ -155,12 +166,13 @@ def forward(order: list[Base], rows: Array) -> Mapping[int, Array]:
     return values
 
 
-def condition(output: AffineBase, rows: Array) -> Program:
-    """The program for `output`, with ranges taken from calibration rows [rows][input elements]. Raises ModelError."""
-    order = bases_in_order(output)
+def condition(outputs: tuple[AffineBase, ...], rows: Array) -> Program:
+    """The program for `outputs`, with ranges taken from calibration rows [rows][input elements]. Raises ModelError."""
+    order = bases_in_order(outputs)
+    ends = {id(output) for output in outputs}
     values = forward(order, rows)
-    largest_output = float(np.abs(values[id(output)]).max())
-    largest = max(1.0, largest_output)
+    largest_outputs = tuple(float(np.abs(values[id(output)]).max()) for output in outputs)
+    largest = max(1.0, *largest_outputs)
     framed: dict[int, _Framed] = {}
     activations: dict[tuple[int, str], Activation] = {}
     for base in order:
@@ -168,9 +180,9 @@ def condition(output: AffineBase, rows: Array) -> Program:
         gain, shift = np.ones(size), np.zeros(size)
         tensor: Tensor
         if isinstance(base, InputBase):
-            tensor = InputTensor(base.name, base.shape)
+            tensor = InputTensor(base.name, base.shape, base.start)
         elif isinstance(base, AffineBase):
-            if base is not output:
+            if id(base) not in ends:
                 gain, shift = _frame(base, order, values[id(base)])
             tensor = _affine(base, gain, shift, framed, activations)
         else:
@@ -178,13 +190,15 @@ def condition(output: AffineBase, rows: Array) -> Program:
             gain = left.gain * right.gain
             tensor = ProductTensor(base.layer, left.tensor, right.tensor, base.shape)
         framed[id(base)] = _Framed(tensor, gain, shift, gain * (values[id(base)] + shift))
-        if base is not output:
+        if id(base) not in ends:
             largest = max(largest, float(np.abs(framed[id(base)].value).max()) ** 2)
     for a in activations.values():
         if a.coefficients is not None:
             # Of any partial sum: splitting a polynomial moves a coefficient to one more place at most, and |C_k| <= 2.
             largest = max(largest, 4 * float(np.abs(a.coefficients).sum(axis=0).max()))
-    return Program(tuple(framed[id(b)].tensor for b in order), largest, largest_output)
+    made = {id(b): framed[id(b)].tensor for b in order}
+    results = tuple(t for t in (made[id(output)] for output in outputs) if isinstance(t, AffineTensor))
+    return Program(tuple(made.values()), results, largest, largest_outputs)
 
 
 @dataclass(frozen=True, eq=False)

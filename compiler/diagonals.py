@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,8 @@ def centred(steps: Index, modulus: int) -> Index:
     return (steps + modulus // 2) % modulus - modulus // 2
 
 
-def _placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, Index]:
-    """Rotation (0..source.period-1) and target slot of every non-zero."""
+def placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, Index]:
+    """Rotation (0..source.period-1) and target slot of every non-zero; for layouts of several parts only the rotation."""
     a, b, m, p = source.slots[matrix.col], target.slots[matrix.row], source.period, target.period
     if target.fold is not None:
         p, block = target.fold
@@ -67,21 +67,25 @@ def _placed(matrix: coo_array, source: Layout, target: Layout) -> tuple[Index, I
 
 def offsets(matrix: coo_array, source: Layout, target: Layout) -> Offsets:
     """The rotations that `matrix` (elements to elements) needs between two layouts."""
-    steps, _ = _placed(matrix, source, target)
+    steps, _ = placed(matrix, source, target)
     present = np.zeros(source.period, dtype=bool)
     present[steps] = True
-    folds: list[int] = []
+    period = max(source.period, target.period)
+    return Offsets(centred(np.flatnonzero(present), source.period), period, folds(source, target))
+
+
+def folds(source: Layout, target: Layout) -> tuple[int, ...]:
+    """The rotations that add up the partial sums of any matrix between two layouts."""
+    found: list[int] = []
     first, last = (target.period, source.period) if target.fold is None else target.fold
-    while first << len(folds) < min(last, source.period):
-        folds.append(first << len(folds))
-    return Offsets(
-        centred(np.flatnonzero(present), source.period), max(source.period, target.period), tuple(folds)
-    )
+    while first << len(found) < min(last, source.period):
+        found.append(first << len(found))
+    return tuple(found)
 
 
 def diagonals(matrix: coo_array, source: Layout, target: Layout, found: Offsets) -> Array:
     """The diagonals [steps][period] in the order of found.steps, with the shortest period they repeat with."""
-    steps, places = _placed(matrix, source, target)
+    steps, places = placed(matrix, source, target)
     rank = np.zeros(source.period, dtype=np.int64)
     rank[found.steps & (source.period - 1)] = np.arange(len(found.steps))
     result = np.zeros((len(found.steps), found.period))
@@ -104,18 +108,27 @@ def _parts(steps: Index, size: int, offset: int, modulus: int) -> tuple[Index, I
     return centred(steps - babies, modulus), babies
 
 
-def splits(steps: Index, modulus: int, slots: int, keys: Set[int], sizes: list[int]) -> list[Split]:
-    """The split of each size and centring, cheapest first; `keys` are rotations whose keys exist already."""
+def splits(
+    blocks: Sequence[Index], modulus: int, slots: int, keys: Set[int], sizes: list[int]
+) -> list[Split]:
+    """The split of each size and centring for the steps of all blocks of a matrix, cheapest first.
+
+    keys: rotations whose keys exist already.
+    """
+    counts: dict[bytes, tuple[Index, int]] = {}  # blocks of one matrix often take the same steps
+    for steps in blocks:
+        counts[steps.tobytes()] = steps, counts.get(steps.tobytes(), (steps, 0))[1] + 1
     found = []
     for size in sizes:
         for offset in sorted({0, size // 4, size // 2}):
-            giants, babies = _parts(steps, size, offset, modulus)
-            g, b = np.unique(giants[giants != 0]), np.unique(babies[babies != 0])
-            rotations = frozenset((np.concatenate([g, b]) % slots).tolist())
-            cost = (
-                len(b) + GIANT_COST * len(g) + DIAGONAL_COST * len(steps) + KEY_COST * len(rotations - keys)
-            )
-            found.append(Split(size, offset, cost, rotations))
+            cost, used = 0.0, [np.zeros(0, np.int64)]
+            for steps, count in counts.values():
+                giants, babies = _parts(steps, size, offset, modulus)
+                g, b = np.unique(giants[giants != 0]), np.unique(babies[babies != 0])
+                cost += count * (len(b) + GIANT_COST * len(g) + DIAGONAL_COST * len(steps))
+                used += [g, b]
+            rotations = frozenset((np.concatenate(used) % slots).tolist())
+            found.append(Split(size, offset, cost + KEY_COST * len(rotations - keys), rotations))
     return sorted(found, key=lambda s: s.cost)
 
 

@@ -20,6 +20,7 @@ from compiler.graph import (
     Fitted,
     Graph,
     Linear,
+    Node,
     Nonlinear,
     Shape,
     Source,
@@ -28,7 +29,7 @@ from compiler.graph import (
 )
 
 MAX_DEGREE = 32
-MAX_SLOTS = 1 << 15
+MAX_ACTIVATION = 1 << 18  # elements of a tensor that an activation is computed of
 MAX_COEFFICIENTS = (
     1 << 30
 )  # of all values, over the whole run: bounds the time; what is held at once is far less
@@ -36,10 +37,11 @@ MAX_COEFFICIENTS = (
 
 @dataclass(frozen=True, eq=False)
 class InputBase:
-    """The encrypted input, flat."""
+    """An encrypted input, flat. start: where it begins in a row of all inputs."""
 
     name: str
     shape: Shape
+    start: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +111,15 @@ class Polynomial:
 Base = InputBase | AffineBase | ProductBase
 
 
-def fold(graph: Graph) -> AffineBase:
-    """The model's output as an affine map of polynomials of bases, and so on down to the input. Raises ModelError."""
+def fold(graph: Graph) -> tuple[AffineBase, ...]:
+    """Every output as an affine map of polynomials of bases, and so on down to the inputs. Raises ModelError."""
     values: dict[int, Polynomial] = {}
-    last = graph.nodes[graph.output]
+    ends = set(graph.ends)
     last_use = {operand: i for i, node in enumerate(graph.nodes) for operand in operands(node)}
     budget = MAX_COEFFICIENTS
-    for i, node in enumerate(graph.nodes[: graph.output + 1]):
+    for i, node in enumerate(graph.nodes[: max(ends) + 1]):
         if isinstance(node, Source):
-            value = _plain(InputBase(node.name, node.shape))
+            value = _plain(InputBase(node.name, node.shape, node.start))
         elif isinstance(node, Elementwise):
             x = values[node.x]
             value = _trimmed(x, x.coefficients * node.gain, node.offset)
@@ -138,13 +140,18 @@ def fold(graph: Graph) -> AffineBase:
                 f"the network's polynomials have more than {MAX_COEFFICIENTS} coefficients; use fewer layers"
             )
         for operand in operands(node):
-            if last_use[operand] == i:
+            if last_use[operand] == i and operand not in ends:
                 values.pop(operand, None)
-    result = values[graph.output]
-    if isinstance(result.base, AffineBase) and _is_plain(result):
-        return result.base
-    layer = "" if isinstance(last, Source) else last.layer
-    return affine(layer or "output", [(result, _identity(result.coefficients.shape[1]))], None, last.shape)
+    return tuple(_output(graph.nodes[i], values[i]) for i in graph.ends)
+
+
+def _output(node: Node, value: Polynomial) -> AffineBase:
+    """A base of its own, which nothing else reads: an output is neither shifted nor scaled."""
+    if isinstance(value.base, AffineBase) and _is_plain(value):
+        base = value.base
+        return AffineBase(base.layer, base.terms, base.bias, base.shape)
+    layer = "" if isinstance(node, Source) else node.layer
+    return affine(layer or "output", [(value, _identity(value.coefficients.shape[1]))], None, node.shape)
 
 
 def affine(
@@ -269,9 +276,9 @@ def _product(layer: str, x: Polynomial, y: Polynomial, shape: Shape) -> Polynomi
 
 
 def _check_size(layer: str, shape: Shape) -> None:
-    if math.prod(shape) > MAX_SLOTS:
+    if math.prod(shape) > MAX_ACTIVATION:
         raise ModelError(
-            f"node {layer!r}: a polynomial of {math.prod(shape)} elements does not fit {MAX_SLOTS} slots; make it smaller"
+            f"node {layer!r}: a polynomial of {math.prod(shape)} elements, more than {MAX_ACTIVATION}; make the tensor smaller"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,10 +21,13 @@ MAX_NONZEROS = 1 << 24  # of any one matrix: 200 MB
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The model's input."""
+    """An input. start: where it begins in a flat row of all inputs. low, high: its declared range."""
 
     name: str
     shape: Shape
+    start: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +106,32 @@ def operands(node: Node) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
-    """Nodes in topological order; operands are indices; node 0 is the one Source. low, high: the declared range of the input.
+class Output:
+    """A node that the client decrypts. post: what it makes of it, "softmax", "sigmoid" or "none"; labels: of its elements, may be empty."""
 
-    post: what the client makes of the output, "softmax", "sigmoid" or "none".
-    """
-
-    nodes: tuple[Node, ...]
-    output: int
-    output_name: str
+    node: int
+    name: str
     labels: tuple[str, ...]
     post: Post
-    low: float
-    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in topological order, all Sources first; operands are indices. A row of data holds all inputs (or outputs), in order."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[Output, ...]
     description: str
+
+    @property
+    def sources(self) -> list[Source]:
+        return [node for node in self.nodes if isinstance(node, Source)]
+
+    @property
+    def input_size(self) -> int:
+        """Elements of a flat row."""
+        return sum(math.prod(s.shape) for s in self.sources)
+
+    @property
+    def ends(self) -> list[int]:
+        return [o.node for o in self.outputs]

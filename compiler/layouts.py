@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckks.bundle import copy_places
+from ckks.bundle import MAX_PARTS, copy_places
 from compiler.graph import Array, Shape
 from compiler.matrices import Index
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Element i is at slots[i] + k*period for every k. slots: int64 [elements], distinct, below the period, a power of two.
+    """Element i is in part slots[i] // period, there at slots[i] % period + k*period for every k.
 
+    slots: int64 [elements], distinct, below parts*period; period: a power of two. parts: ciphertexts that the tensor takes, each with an
+    element at least; only tensors that fit no single one take several, and their period is a whole ciphertext's.
     copies, shift: of an input, whose copies the client makes: the period holds `copies` blocks of equal size, block k turned left by
     k*shift slots within itself (ckks.bundle.copy_places). Other tensors have one copy.
     fold (p, m): blocks of m slots hold p elements each, at their beginning; a matrix leaves partial sums of an element p slots apart,
@@ -28,10 +30,18 @@ class Layout:
     fold: tuple[int, int] | None = None
     copies: int = 1
     shift: int = 0
+    parts: int = 1
+
+    def part(self, k: int) -> tuple[Index, Layout]:
+        """The elements in part k, and where they lie in it."""
+        if self.parts == 1:
+            return np.arange(len(self.slots)), self
+        elements = np.flatnonzero(self.slots // self.period == k)
+        return elements, Layout(f"{self.name}, part {k}", self.slots[elements] % self.period, self.period)
 
     def spread(self, values: Array) -> Array:
-        """Vectors float64 [..., period] with `values` [..., elements] at all their places and zero elsewhere."""
-        vector = np.zeros((*values.shape[:-1], self.period))
+        """Vectors float64 [..., parts*period] with `values` [..., elements] at all their places and zero elsewhere."""
+        vector = np.zeros((*values.shape[:-1], self.parts * self.period))
         for places in copy_places(self.slots, self.period, self.copies, self.shift):
             vector[..., places] = values
         return vector
@@ -44,6 +54,8 @@ def power_of_two(n: int) -> int:
 
 def candidates(shape: Shape, slots: int) -> list[Layout]:
     """Layouts to choose from for a tensor of `shape` (batch axis included), all with a period of at most `slots`.
+
+    None if it needs more than MAX_PARTS ciphertexts.
 
     Channel planes on grids padded to powers of two keep the offsets of a convolution the same in every plane; multiplexed planes
     (Lee et al. 2022, "Low-complexity deep convolutional neural networks on FHE using multiplexed parallel convolutions", section 4)
@@ -68,11 +80,19 @@ def candidates(shape: Shape, slots: int) -> list[Layout]:
                 found.append(_grid(f"polyphase {gap}", 1, plane, y // gap if height > 1 else y, x // gap))
         last = power_of_two(channels)
         found.append(_grid("channels last", last, 0 * c, y, x, c))
+    if all(layout.period > slots for layout in found):
+        found = [_cut(layout, slots) for layout in found]
     unique: dict[bytes, Layout] = {}
     for layout in found:
-        if layout.period <= slots:
+        if layout.period <= slots and layout.parts <= MAX_PARTS:
             unique.setdefault(layout.slots.tobytes() + layout.period.to_bytes(8, "little"), layout)
     return list(unique.values())
+
+
+def _cut(layout: Layout, slots: int) -> Layout:
+    """The same places one ciphertext after the other, those without an element left out."""
+    used, part = np.unique(layout.slots // slots, return_inverse=True)
+    return Layout(layout.name, part * slots + layout.slots % slots, slots, parts=len(used))
 
 
 def blocks(size: int, slots: int) -> list[Layout]:

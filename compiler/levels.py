@@ -18,8 +18,8 @@ class Levels:
 
 
 def assign_levels(program: Program) -> Levels:
-    """The output at level 0; a linear transform, a product and each level of an activation take one level."""
-    tensors: dict[int, int] = {id(program.tensors[-1]): 0}
+    """The outputs at level 0; a linear transform, a product and each level of an activation take one level."""
+    tensors: dict[int, int] = {id(output): 0 for output in program.outputs}
     activations: dict[int, int] = {}
     for tensor in reversed(program.tensors):  # consumers before operands
         level = tensors[id(tensor)]

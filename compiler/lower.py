@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckks.circuit import Circuit, Instruction, Op, Weights
+from ckks.circuit import Circuit, Instruction, Op, Weights, part_names
 from ckks.parameters import Parameters
 from compiler.condition import Activation, AffineTensor, Function, InputTensor, Program, Tensor
 from compiler.graph import Array
 from compiler.layouts import Layout
 from compiler.levels import Levels
+from compiler.matrices import Index
 from compiler.pack import Packing
 
 MAX_LAYER_NAME = 200  # the circuit format's limit
@@ -30,35 +31,48 @@ class _Value:
 
 
 def lower(
-    program: Program, packing: Packing, levels: Levels, parameters: Parameters, scale: float, output: str
+    program: Program,
+    packing: Packing,
+    levels: Levels,
+    parameters: Parameters,
+    scale: float,
+    names: tuple[str, ...],
 ) -> tuple[Circuit, Weights]:
-    """The circuit and its weights; input and every affine result are at `scale`."""
+    """The circuit and its weights; inputs and every affine result are at `scale`. names: of the outputs."""
     emitter = _Emitter(parameters, scale)
-    tensors: dict[int, _Value] = {}
-    activations: dict[int, _Value] = {}
+    tensors: dict[int, _Parts] = {}
+    activations: dict[int, _Parts] = {}
     for t in program.tensors:
         level = levels.tensors[id(t)]
+        layout, parts = packing.layouts[id(t)], packing.parts[id(t)]
         if isinstance(t, InputTensor):
-            value = emitter.emit(Op.INPUT, (), level, scale, name=t.name)
+            value = {
+                k: emitter.emit(Op.INPUT, (), level, scale, name=name)
+                for k, name in enumerate(part_names(t.name, layout.parts))
+            }
         else:
             emitter.layer = t.layer[:MAX_LAYER_NAME]
-            layout = packing.layouts[id(t)]
             if isinstance(t, AffineTensor):
-                value = _affine(emitter, t, packing, layout, level, activations)
+                value = _affine(emitter, t, packing, level, activations)
             else:
-                left, right = (emitter.drop(tensors[id(x)], level + 1) for x in (t.left, t.right))
-                value = emitter.multiply(left, right)
+                left, right = tensors[id(t.left)], tensors[id(t.right)]
+                value = {
+                    k: emitter.multiply(*(emitter.drop(x[k], level + 1) for x in (left, right)))
+                    for k in parts
+                }
         tensors[id(t)] = value
         emitter.layer = f"{program.layer_of(t)[: MAX_LAYER_NAME - len(ACTIVATION)]}{ACTIVATION}"
         for activation in _uses(program, t):
-            layout = packing.layouts[id(t)]
-            activations[id(activation)] = _activate(
-                emitter, activation, value, levels.activations[id(activation)], layout
-            )
-    last = tensors[id(program.tensors[-1])]
+            after = levels.activations[id(activation)]
+            activations[id(activation)] = {
+                k: _activate(emitter, activation, value[k], after, *layout.part(k)) for k in parts
+            }
     emitter.layer = ""
-    emitter.emit(Op.OUTPUT, (last,), last.level, last.scale, name=output)
-    return Circuit(packing.slots, tuple(emitter.instructions)), emitter.weights
+    for name, t in zip(names, program.outputs, strict=True):
+        value = tensors[id(t)]
+        for k, part in enumerate(part_names(name, len(value))):
+            emitter.emit(Op.OUTPUT, (value[k],), value[k].level, value[k].scale, name=part)
+    return Circuit(parameters.slots, tuple(emitter.instructions)), emitter.weights
 
 
 def _uses(program: Program, tensor: Tensor) -> list[Activation]:
@@ -70,6 +84,9 @@ def _uses(program: Program, tensor: Tensor) -> list[Activation]:
         if a.tensor is tensor
     }
     return list(found.values())
+
+
+_Parts = dict[int, _Value]  # of a tensor or an activation, by part; those that nothing reads may be missing
 
 
 class _Emitter:
@@ -124,16 +141,12 @@ class _Emitter:
 
 
 def _affine(
-    emitter: _Emitter,
-    t: AffineTensor,
-    packing: Packing,
-    layout: Layout,
-    level: int,
-    activations: dict[int, _Value],
-) -> _Value:
-    sums: dict[tuple[int, ...], _Value] = {}  # by folds: transforms that fold alike are added first
+    emitter: _Emitter, t: AffineTensor, packing: Packing, level: int, activations: dict[int, _Parts]
+) -> _Parts:
+    # By part and folds: transforms that fold alike are added first.
+    sums: dict[tuple[int, tuple[int, ...]], _Value] = {}
     for transform in packing.transforms[id(t)]:
-        a = emitter.drop(activations[id(transform.activation)], level + 1)
+        a = emitter.drop(activations[id(transform.activation)][transform.source], level + 1)
         factor = emitter.scale * emitter.primes[level + 1] / a.scale
         y = emitter.emit(
             Op.LINEAR_TRANSFORM,
@@ -144,27 +157,34 @@ def _affine(
             weight_scale=factor,
             terms=transform.terms,
         )
-        sums[transform.folds] = emitter.add(sums[transform.folds], y) if transform.folds in sums else y
-    total: _Value | None = None
-    for folds, y in sums.items():
+        key = transform.target, transform.folds
+        sums[key] = emitter.add(sums[key], y) if key in sums else y
+    totals: _Parts = {}
+    for (k, folds), y in sums.items():
         # Folding adds up the rounding of a rescale before it. Rotations are cheaper after it: done so but in the output, where
         # they are cheap anyway and no later layer averages.
         y = y if level == 0 else emitter.rescale(y)
         for steps in folds:
             y = emitter.add(y, emitter.emit(Op.ROTATE, (y,), y.level, y.scale, steps=steps))
         y = emitter.rescale(y) if level == 0 else y
-        total = y if total is None else emitter.add(total, y)
-    assert total is not None  # folding keeps at least one term
-    return emitter.add_plain(total, layout.spread(t.bias))
+        totals[k] = emitter.add(totals[k], y) if k in totals else y
+    layout = packing.layouts[id(t)]
+    for k, total in totals.items():
+        elements, place = layout.part(k)
+        totals[k] = emitter.add_plain(total, place.spread(t.bias[elements]))
+    return totals
 
 
-def _activate(emitter: _Emitter, activation: Activation, u: _Value, level: int, layout: Layout) -> _Value:
+def _activate(
+    emitter: _Emitter, activation: Activation, u: _Value, level: int, elements: Index, layout: Layout
+) -> _Value:
+    """The activation of one part; elements: those in it, layout: where they lie in it."""
     if activation.function is Function.IDENTITY:
         return u
     u = emitter.drop(u, level + activation.depth)
     if activation.coefficients is None:
         return emitter.multiply(u, u)
-    c = activation.coefficients
+    c = activation.coefficients[:, elements]
     powers = {1: u}  # C_1, C_2, C_4, ...
     while 2 * max(powers) < len(c):
         top = max(powers)

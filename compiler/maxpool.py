@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnxruntime
 
 from ckks.errors import ModelError
 from compiler.graph import Array
-from compiler.onnx_import import OnnxModel, OnnxNode
+from compiler.onnx_import import OnnxInput, OnnxModel, OnnxNode
 
 _AVERAGES = {"MaxPool": "AveragePool", "GlobalMaxPool": "GlobalAveragePool"}
 
@@ -26,7 +27,7 @@ def average_for_max(model: OnnxModel) -> tuple[OnnxModel, list[str]]:
 
 
 def effect(
-    original: bytes, names: list[str], rows: Array, shape: tuple[int, ...], outputs: Array
+    original: bytes, names: list[str], rows: Array, inputs: tuple[OnnxInput, ...], outputs: Array
 ) -> dict[str, Any]:
     """What replacing `names` did: `outputs` [rows][elements] beside those of the `original` file up to its logits, on the same rows.
 
@@ -34,13 +35,19 @@ def effect(
     """
     try:
         session = onnxruntime.InferenceSession(original, providers=["CPUExecutionProvider"])
-        source = session.get_inputs()[0]
-        kind = np.float64 if source.type == "tensor(double)" else np.float32
-        results = [session.run(None, {source.name: row.reshape(shape).astype(kind)})[0] for row in rows]
+        kinds = {
+            x.name: np.float64 if x.type == "tensor(double)" else np.float32 for x in session.get_inputs()
+        }
+        ends = np.cumsum([math.prod(x.shape) for x in inputs])[:-1]
+        results = []
+        for row in rows:
+            parts = zip(inputs, np.split(row, ends), strict=True)
+            feed = {x.name: part.reshape(x.shape).astype(kinds[x.name]) for x, part in parts}
+            results.append(np.concatenate([y.reshape(-1) for y in session.run(None, feed)]))
     except Exception as error:  # it raises a dozen types of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"ONNX Runtime cannot run the model to compare with: {reason}") from None
-    before = np.array([result.reshape(-1) for result in results])
+    before = np.array(results)
     return {
         "replaced": names,
         "rows": len(rows),

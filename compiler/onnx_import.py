@@ -15,7 +15,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper, numpy_helper
 
-from ckks.bundle import Post
+from ckks.bundle import MAX_TENSORS, Post
 from ckks.errors import ModelError
 from compiler.functions import expanded_nodes
 from compiler.graph import Shape
@@ -24,6 +24,7 @@ from compiler.tail import Tail, cut_tail
 
 MAX_FILE_BYTES = 1 << 29
 MAX_NODES = 5000
+MAX_NAME = 200  # characters of an input's or output's name
 MAX_WEIGHTS = 1 << 26  # elements, all tensors together
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -55,52 +56,74 @@ class OnnxNode:
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxModel:
-    """A checked model up to its logits: nodes in topological order, constants by name (float64 or int64), one input, batch 1."""
+class OnnxInput:
+    """shape: with the batch axis, which is 1. low, high: the declared range."""
 
-    nodes: tuple[OnnxNode, ...]
-    constants: dict[str, Constant]
-    input_name: str
-    input_shape: Shape
+    name: str
+    shape: Shape
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxOutput:
+    """tail: what was cut off behind it; labels and post as declared, or else as found there."""
+
     tail: Tail
     labels: tuple[str, ...]
     post: Post
-    low: float
-    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A checked model up to its logits: nodes in topological order, constants by name (float64 or int64), batch 1."""
+
+    nodes: tuple[OnnxNode, ...]
+    constants: dict[str, Constant]
+    inputs: tuple[OnnxInput, ...]
+    outputs: tuple[OnnxOutput, ...]
     description: str
 
 
 def load_onnx(path: Path) -> OnnxModel:
     """Read and check an ONNX file of up to MAX_FILE_BYTES; the batch is pinned to 1, the graph cut at its logits. Raises ModelError."""
-    proto, shape, tail = _read(path)
+    proto, shapes, tails = _read(path)
     constants = {tensor.name: _array(tensor.name, tensor) for tensor in proto.graph.initializer}
     nodes = tuple(_node(node, i) for i, node in enumerate(proto.graph.node))
     properties = {p.key: p.value for p in proto.metadata_props}
-    low, high = _range(properties.get("input_range"))
-    wanted = properties.get("post", tail.post)
-    post = next((p for p in _POSTS if p == wanted), None)
-    if post is None:
-        raise ModelError(f'metadata "post" must be one of {", ".join(_POSTS)}, got {wanted[:50]!r}')
-    (source,) = _sources(proto)
-    return OnnxModel(
-        nodes, constants, source.name, shape, tail, _labels(properties.get("labels")) or tail.labels, post, low, high,
-        properties.get("dataset", "")[:2000],
-    )  # fmt: skip
+    ranges = _declared(properties, "input_range", list(shapes))
+    inputs = tuple(
+        OnnxInput(name, shape, *_range(ranges.get(name, [0.0, 1.0]))) for name, shape in shapes.items()
+    )
+    names = [tail.name for tail in tails]
+    labels, posts = _declared(properties, "labels", names), _declared(properties, "post", names)
+    if len(tails) > 1 and labels and not properties["labels"].lstrip().startswith("{"):
+        raise ModelError('metadata "labels" must be a JSON object by output name: there are several outputs')
+    outputs = tuple(
+        OnnxOutput(
+            tail, _labels(labels.get(tail.name)) or tail.labels, _post(posts.get(tail.name, tail.post))
+        )
+        for tail in tails
+    )
+    return OnnxModel(nodes, constants, inputs, outputs, properties.get("dataset", "")[:2000])
 
 
 def logits_model(path: Path) -> bytes:
     """The model as an ONNX file that ends at its logits: what an encrypted prediction is to be compared with. Raises ModelError."""
-    proto, _, tail = _read(path)
+    proto, _, _ = _read(path)
     inferred = onnx.shape_inference.infer_shapes(proto)
-    known = [v for v in [*inferred.graph.value_info, *inferred.graph.output] if v.name == tail.logits]
-    kind = known[0].type.tensor_type.elem_type if known else onnx.TensorProto.FLOAT
-    proto.graph.output[0].type.Clear()
-    proto.graph.output[0].type.tensor_type.elem_type = kind or onnx.TensorProto.FLOAT
+    known = {
+        v.name: v.type.tensor_type.elem_type
+        for v in [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]
+    }
+    for output in proto.graph.output:
+        output.type.Clear()
+        output.type.tensor_type.elem_type = known.get(output.name) or onnx.TensorProto.FLOAT
     return bytes(proto.SerializeToString())
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, Shape, Tail]:
-    """The checked file with its batch pinned, cut at the logits, and the input's shape."""
+def _read(path: Path) -> tuple[onnx.ModelProto, dict[str, Shape], tuple[Tail, ...]]:
+    """The checked file with its batch pinned, cut at the logits, and the inputs' shapes."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ModelError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -115,7 +138,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Shape, Tail]:
     _check_text(proto)
     _check_sizes(proto)
     _load_external(proto, path)
-    name, shape = _pin_batch(proto)
+    shapes = _pin_batch(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (
@@ -128,10 +151,17 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Shape, Tail]:
         raise ModelError(
             f"{path.name} is not valid ONNX: {_first_line(error)}; export the model again"
         ) from None
-    tail = cut_tail(proto, name)
-    if not 1 <= len(tail.logits) <= 200:
-        raise ModelError("the output must have a name of 1 to 200 characters")
-    return proto, shape, tail
+    tails = cut_tail(proto, set(shapes))
+    if len(tails) > MAX_TENSORS:
+        raise ModelError(f"the model has {len(tails)} outputs, more than {MAX_TENSORS}")
+    for tail in tails:
+        if not 1 <= len(tail.name) <= MAX_NAME:
+            raise ModelError(f"an output must have a name of 1 to {MAX_NAME} characters")
+    read = {name for node in proto.graph.node for name in node.input} | {tail.logits for tail in tails}
+    for name in shapes:
+        if name not in read:
+            raise ModelError(f"no output depends on the input {name!r}; remove it from the model")
+    return proto, shapes, tails
 
 
 def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -270,18 +300,26 @@ def _sources(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [i for i in proto.graph.input if i.name not in constants]
 
 
-def _pin_batch(proto: onnx.ModelProto) -> tuple[str, Shape]:
+def _pin_batch(proto: onnx.ModelProto) -> dict[str, Shape]:
+    """The inputs' shapes by name."""
     inputs = _sources(proto)
-    if len(inputs) != 1:
-        raise ModelError(
-            f"the model has {len(inputs)} inputs; exactly one is encrypted, make the others constants"
-        )
-    value = inputs[0]
+    if not 1 <= len(inputs) <= MAX_TENSORS:
+        raise ModelError(f"the model has {len(inputs)} inputs; from 1 to {MAX_TENSORS} can be encrypted")
+    shapes = {value.name: _pinned(value) for value in inputs}
+    # Stated shapes of other values may still name the batch symbolically or as another number: inference redoes them.
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        for d in output.type.tensor_type.shape.dim:
+            d.Clear()
+    return shapes
+
+
+def _pinned(value: onnx.ValueInfoProto) -> Shape:
     tensor = value.type.tensor_type
     if tensor.elem_type not in _FLOATS:
         raise ModelError(f"input {value.name!r} must be a float tensor")
     dims = tensor.shape.dim
-    if not 1 <= len(dims) <= 7 or not 1 <= len(value.name) <= 200:
+    if not 1 <= len(dims) <= 7 or not 1 <= len(value.name) <= MAX_NAME:
         raise ModelError(f"input {value.name[:50]!r} must have a name and 1 to 7 axes")
     if dims[0].dim_value > 1:
         raise ModelError(
@@ -293,12 +331,7 @@ def _pin_batch(proto: onnx.ModelProto) -> tuple[str, Shape]:
             raise ModelError(
                 f"input {value.name!r}: axis {axis} has no fixed size in 1..2^20; only the batch axis may be dynamic"
             )
-    # Stated shapes of other values may still name the batch symbolically or as another number: inference redoes them.
-    del proto.graph.value_info[:]
-    for output in proto.graph.output:
-        for d in output.type.tensor_type.shape.dim:
-            d.Clear()
-    return value.name, tuple(d.dim_value for d in dims)
+    return tuple(d.dim_value for d in dims)
 
 
 def _attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> Any:
@@ -324,25 +357,43 @@ def _node(node: onnx.NodeProto, index: int) -> OnnxNode:
     )
 
 
-def _labels(text: str | None) -> tuple[str, ...]:
+def _declared(properties: dict[str, str], key: str, names: list[str]) -> dict[str, Any]:
+    """What metadata `key` says of each of `names`: one value for all (JSON, or a word), or a JSON object by name."""
+    text = properties.get(key)
     if text is None:
-        return ()
+        return {}
     try:
-        labels = json.loads(text)
-        if not isinstance(labels, list) or not all(isinstance(x, str) and len(x) <= 200 for x in labels):
-            raise ValueError("not a list of strings")
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        raise ModelError('metadata "labels" must be a JSON list of strings of up to 200 characters') from None
+        value = text
+    if not isinstance(value, dict):
+        return dict.fromkeys(names, value)
+    for name in value:
+        if name not in names:
+            raise ModelError(f'metadata "{key}" names {name[:50]!r}; there are {", ".join(names)[:500]}')
+    return value
+
+
+def _post(value: object) -> Post:
+    post = next((p for p in _POSTS if p == value), None)
+    if post is None:
+        raise ModelError(f'metadata "post" must be one of {", ".join(_POSTS)}, got {str(value)[:50]!r}')
+    return post
+
+
+def _labels(labels: object) -> tuple[str, ...]:
+    if labels is None:
+        return ()
+    if not isinstance(labels, list) or not all(isinstance(x, str) and len(x) <= 200 for x in labels):
+        raise ModelError('metadata "labels" must be a JSON list of strings of up to 200 characters')
     return tuple(labels)
 
 
-def _range(text: str | None) -> tuple[float, float]:
-    if text is None:
-        return 0.0, 1.0
+def _range(value: Any) -> tuple[float, float]:
     try:
-        low, high = (float(x) for x in json.loads(text))
+        low, high = (float(x) for x in value)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError("empty")
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError):
         raise ModelError('metadata "input_range" must be a JSON list [low, high] with low < high') from None
     return low, high

@@ -10,9 +10,9 @@ import numpy as np
 from ckks.errors import ModelError
 from compiler import activations, matrices, shaping, spatial
 from compiler.builder import Builder, Inputs, fixed, tensor
-from compiler.graph import Elementwise, Graph, Linear, Product, Shape, Sum
+from compiler.graph import Elementwise, Graph, Linear, Output, Product, Shape, Sum
 from compiler.moving import MOVES, Constant
-from compiler.onnx_import import OnnxModel, OnnxNode
+from compiler.onnx_import import OnnxModel, OnnxNode, OnnxOutput
 
 MAX_POWER = 16
 _FLOAT_TYPES = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
@@ -34,30 +34,25 @@ def build_graph(model: OnnxModel) -> Graph:
     builder = Builder(model)
     for node in model.nodes:
         _add_named(builder, node)
-    output = builder.values.get(model.tail.logits)
-    if not isinstance(output, int):
-        raise ModelError(f"output {model.tail.logits!r} does not depend on the input {model.input_name!r}")
-    shape = builder.nodes[output].shape
-    size = math.prod(shape)
-    _check_classes(model, shape)
+    outputs = tuple(_output(builder, output) for output in model.outputs)
+    return Graph(tuple(builder.nodes), outputs, model.description)
+
+
+def _output(builder: Builder, output: OnnxOutput) -> Output:
+    node = builder.values.get(output.tail.logits)
+    if not isinstance(node, int):
+        raise ModelError(f"output {output.tail.name!r} does not depend on the input's values")
+    shape = builder.nodes[node].shape
+    _check_classes(output, shape)
     if shape[:1] != (1,):  # the last operator moved or dropped the batch axis
-        whole = np.ones(size)
-        output = builder.append(Elementwise("output", output, whole, 0 * whole, (1, *shape)))
-    return Graph(
-        tuple(builder.nodes),
-        output,
-        model.tail.logits,
-        model.labels,
-        model.post,
-        model.low,
-        model.high,
-        model.description,
-    )
+        whole = np.ones(math.prod(shape))
+        node = builder.append(Elementwise("output", node, whole, 0 * whole, (1, *shape)))
+    return Output(node, output.tail.name, output.labels, output.post)
 
 
-def _check_classes(model: OnnxModel, shape: Shape) -> None:
-    """The client treats all logits as one set of classes."""
-    size, tail = math.prod(shape), model.tail
+def _check_classes(output: OnnxOutput, shape: Shape) -> None:
+    """The client treats all logits of an output as one set of classes."""
+    size, tail, labels = math.prod(shape), output.tail, len(output.labels)
     if tail.axis is not None:
         if not -len(shape) <= tail.axis < len(shape):
             raise ModelError(
@@ -69,12 +64,8 @@ def _check_classes(model: OnnxModel, shape: Shape) -> None:
                 f"the last operator works along axis {tail.axis} of logits of shape {shape}; only one set of classes can be compiled"
             )
     # One sigmoid may stand for two classes.
-    if (
-        model.labels
-        and len(model.labels) != size
-        and (model.post, size, len(model.labels)) != ("sigmoid", 1, 2)
-    ):
-        raise ModelError(f"there are {len(model.labels)} labels, the output has {size} elements")
+    if labels and labels != size and (output.post, size, labels) != ("sigmoid", 1, 2):
+        raise ModelError(f"there are {labels} labels, the output has {size} elements")
 
 
 def _add_named(builder: Builder, node: OnnxNode) -> None:

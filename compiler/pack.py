@@ -10,10 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.sparse import coo_array
 
+from ckks.bundle import MAX_PARTS
 from ckks.errors import ModelError
 from compiler import diagonals as dg
+from compiler.blocks import Blocks, block_diagonals, find_blocks
 from compiler.condition import (
     Activation,
     AffineTensor,
@@ -23,7 +26,7 @@ from compiler.condition import (
     Program,
     Tensor,
 )
-from compiler.diagonals import Offsets, Split
+from compiler.diagonals import Split
 from compiler.graph import Array
 from compiler.layouts import Layout, blocks, candidates, turned_copies
 from compiler.levels import Levels
@@ -35,9 +38,14 @@ MAX_DIAGONAL_VALUES = 1 << 27  # 1 GiB of float64 in all
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """One matrix in slots: y = diagonals applied to the activation, folded. terms and diagonals as in ckks.circuit.Instruction."""
+    """One block of a matrix in slots: from part `source` of the activation to part `target` of the result, folded.
+
+    terms and diagonals as in ckks.circuit.Instruction.
+    """
 
     activation: Activation
+    source: int
+    target: int
     diagonals: Array
     terms: tuple[tuple[int, int], ...]
     folds: tuple[int, ...]
@@ -45,11 +53,11 @@ class Transform:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """layouts and transforms by id of tensor; transforms are in the order of the tensor's terms."""
+    """By id of tensor: its layout, its transforms (in the order of its terms), and its parts that something uses."""
 
-    slots: int
     layouts: Mapping[int, Layout]
     transforms: Mapping[int, tuple[Transform, ...]]
+    parts: Mapping[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +86,7 @@ def pack(program: Program, levels: Levels, slots: int) -> Packing:
     edges = _edges(program, levels, groups)
     order = sorted(layouts)
     position = {g: i for i, g in enumerate(order)}
-    pairs: dict[tuple[int, int, int], tuple[Offsets, list[Split]]] = {}
+    pairs: dict[tuple[int, int, int], tuple[Blocks, list[Split]]] = {}
     states = [_State(0.0, (), frozenset())]
     for i, g in enumerate(order):
         due = [
@@ -122,11 +130,13 @@ def _candidates(program: Program, groups: dict[int, int], slots: int) -> dict[in
             layouts = candidates(t.shape, slots)
             if len(t.shape) == 2 and _may_be_untidy(program, t):
                 layouts += blocks(t.shape[1], slots)
-            if isinstance(t, InputTensor):
+            # Nobody makes such copies of a factor or a product, which share the input's layout.
+            if isinstance(t, InputTensor) and list(groups.values()).count(groups[id(t)]) == 1:
                 layouts += turned_copies(math.prod(t.shape), _wide_consumers(program, t), slots)
             if not layouts:
                 raise ModelError(
-                    f"{program.layer_of(t)!r}: a tensor of shape {t.shape} needs more than {slots} slots; make it smaller"
+                    f"{program.layer_of(t)!r}: a tensor of shape {t.shape} needs more than {MAX_PARTS} "
+                    f"ciphertexts of {slots} slots; make it smaller"
                 )
             found[groups[id(t)]] = layouts
     return found
@@ -143,7 +153,7 @@ def _wide_consumers(program: Program, tensor: Tensor) -> list[int]:
 
 def _may_be_untidy(program: Program, tensor: Tensor) -> bool:
     """Whether values in slots without an element do no harm: they meet zero weights, or grow no further than by a square."""
-    if not isinstance(tensor, AffineTensor) or tensor is program.tensors[-1]:
+    if not isinstance(tensor, AffineTensor) or tensor in program.outputs:
         return False
     for t in program.tensors:
         if isinstance(t, ProductTensor) and tensor in (t.left, t.right):
@@ -167,18 +177,15 @@ def _edges(program: Program, levels: Levels, groups: dict[int, int]) -> list[_Ed
     return edges
 
 
-def _options(edge: _Edge, source: Layout, target: Layout, slots: int) -> tuple[Offsets, list[Split]]:
-    found = dg.offsets(edge.matrix, source, target)
-    sizes = (
-        dg.coarse_sizes(source.period)
-        if len(found.steps) <= 2048
-        else [1 << (source.period.bit_length() // 2)]
-    )
+def _options(edge: _Edge, source: Layout, target: Layout, slots: int) -> tuple[Blocks, list[Split]]:
+    found = find_blocks(edge.matrix, source, target)
+    few = sum(map(len, found.steps)) <= 2048
+    sizes = dg.coarse_sizes(source.period) if few else [1 << (source.period.bit_length() // 2)]
     return found, dg.splits(found.steps, source.period, slots, set(), sizes)[:OPTIONS]
 
 
 def _price(
-    edge: _Edge, found: Offsets, options: list[Split], keys: frozenset[int]
+    edge: _Edge, found: Blocks, options: list[Split], keys: frozenset[int]
 ) -> tuple[float, frozenset[int]]:
     """The cheapest option given the keys so far, and the keys with it."""
     folds = frozenset(found.folds)
@@ -186,7 +193,7 @@ def _price(
     cost = (
         best.cost
         - dg.KEY_COST * len(best.rotations & keys)
-        + dg.FOLD_COST * len(folds)
+        + dg.FOLD_COST * len(folds) * len({q for _, q in found.parts})
         + dg.KEY_COST * len(folds - keys)
     )
     return edge.weight * cost, keys | best.rotations | folds
@@ -196,8 +203,8 @@ def _finish(
     program: Program, edges: list[_Edge], groups: dict[int, int], chosen: dict[int, Layout], slots: int
 ) -> Packing:
     """Diagonals for the chosen layouts; splits are searched again finely, each given the keys of all the others."""
-    found = [dg.offsets(e.matrix, chosen[e.source_group], chosen[e.target_group]) for e in edges]
-    if sum(len(f.steps) * f.period for f in found) > MAX_DIAGONAL_VALUES:
+    found = [find_blocks(e.matrix, chosen[e.source_group], chosen[e.target_group]) for e in edges]
+    if sum(len(o.steps) * o.period for f in found for o in f.offsets) > MAX_DIAGONAL_VALUES:
         raise ModelError(
             "the packed weights would take more than 1 GiB; make the dense layers or the picture smaller"
         )
@@ -209,11 +216,37 @@ def _finish(
             }
             period = chosen[e.source_group].period
             picked[k] = dg.splits(found[k].steps, period, slots, others, dg.fine_sizes(period))[0]
-    transforms: dict[int, tuple[Transform, ...]] = {}
+    transforms: dict[int, list[Transform]] = {}
     for e, f, split in zip(edges, found, picked, strict=True):
         source, target = chosen[e.source_group], chosen[e.target_group]
         assert split is not None  # every edge was picked above
-        steps = dg.terms(f.steps, split, source.period, slots)
-        transform = Transform(e.activation, dg.diagonals(e.matrix, source, target, f), steps, f.folds)
-        transforms[id(e.target)] = (*transforms.get(id(e.target), ()), transform)
-    return Packing(slots, {id(t): chosen[groups[id(t)]] for t in program.tensors}, transforms)
+        blocks_of = zip(f.parts, f.steps, block_diagonals(e.matrix, source, target, f), strict=True)
+        for (p, q), offsets, values in blocks_of:
+            steps = dg.terms(offsets, split, source.period, slots)
+            transforms.setdefault(id(e.target), []).append(
+                Transform(e.activation, p, q, values, steps, f.folds)
+            )
+    layouts = {id(t): chosen[groups[id(t)]] for t in program.tensors}
+    for t in program.tensors:
+        if isinstance(t, AffineTensor):
+            missing = set(range(layouts[id(t)].parts)) - {x.target for x in transforms[id(t)]}
+            # A part that is its bias alone is still a ciphertext: zero times another one.
+            zeros = [Transform(t.terms[0][0], 0, q, np.zeros((1, 1)), ((0, 0),), ()) for q in sorted(missing)]
+            transforms[id(t)] += zeros
+    return _pruned(program, layouts, transforms)
+
+
+def _pruned(program: Program, layouts: dict[int, Layout], transforms: dict[int, list[Transform]]) -> Packing:
+    """Without what computes parts that nothing reads."""
+    used: dict[int, set[int]] = {id(t): set() for t in program.tensors}
+    used |= {id(t): set(range(layouts[id(t)].parts)) for t in program.outputs}
+    kept: dict[int, tuple[Transform, ...]] = {}
+    for t in reversed(program.tensors):  # consumers before operands
+        if isinstance(t, AffineTensor):
+            kept[id(t)] = tuple(x for x in transforms[id(t)] if x.target in used[id(t)])
+            for x in kept[id(t)]:
+                used[id(x.activation.tensor)].add(x.source)
+        elif isinstance(t, ProductTensor):
+            used[id(t.left)] |= used[id(t)]
+            used[id(t.right)] |= used[id(t)]
+    return Packing(layouts, kept, {k: tuple(sorted(parts)) for k, parts in used.items()})

@@ -17,6 +17,7 @@ from ckks.security import SOURCE
 from compiler.approximate import Approximation
 from compiler.condition import AffineTensor, Program
 from compiler.fit import grid
+from compiler.layouts import Layout
 from compiler.pack import Packing
 from compiler.parameters import ciphertext_bytes, cost_seconds, count, key_bytes
 
@@ -55,14 +56,16 @@ def make_report(
         },
         "digit_limbs": parameters.digit_limbs,
         "security": {"bits": parameters.security_bits, "source": SOURCE},
-        "levels": bundle.input.level,
+        "levels": max(spec.level for spec in bundle.inputs),
         "rotation_keys": len(bundle.rotations),
         "key_bytes": key_bytes(parameters, circuit),
         "expanded_key_bytes": expanded_bytes(parameters, circuit.key_needs()),
         "weight_bytes": encoded_bytes(circuit, weights, parameters),
-        "ciphertext_bytes": ciphertext_bytes(parameters, bundle.input.level),
+        "ciphertext_bytes": sum(
+            spec.packing.parts * ciphertext_bytes(parameters, spec.level) for spec in bundle.inputs
+        ),
         "promised_error": bundle.promised_error,
-        "largest_calibrated_output": program.largest_output,
+        "largest_calibrated_output": max(program.largest_outputs),
         "compile_seconds": round(seconds, 3),
     }
 
@@ -93,8 +96,8 @@ def _layers(circuit: Circuit, program: Program, packing: Packing) -> list[dict[s
                     "layer": tensor.layer,
                     "activation": transform.activation.function.value,
                     "level": ins.level,
-                    "layout_in": f"{source.name}, period {source.period}",
-                    "layout_out": f"{target.name}, period {target.period}",
+                    "layout_in": _place(source, transform.source),
+                    "layout_out": _place(target, transform.target),
                     "diagonals": len(ins.terms),
                     "babies": len({b for _, b in ins.terms} - {0}),
                     "giants": len({g for g, _ in ins.terms} - {0}),
@@ -102,6 +105,11 @@ def _layers(circuit: Circuit, program: Program, packing: Packing) -> list[dict[s
                 }
             )
     return rows
+
+
+def _place(layout: Layout, part: int) -> str:
+    where = f", part {part} of {layout.parts}" if layout.parts > 1 else ""
+    return f"{layout.name}, period {layout.period}{where}"
 
 
 def _steps(circuit: Circuit, parameters: Parameters) -> list[dict[str, Any]]:

@@ -49,7 +49,8 @@ def _head(bundle: Bundle, report: dict[str, Any]) -> str:
         after = found["polynomial"]["accuracy"]
         tiles.insert(0, (_percent(after), f"accuracy with polynomials; {_percent(found['accuracy'])} before"))
     boxes = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
-    shapes = f"{bundle.input.packing.shape} in {bundle.input.low:g}..{bundle.input.high:g} to {bundle.output.packing.shape}"
+    inputs = ", ".join(f"{s.packing.shape} in {s.low:g}..{s.high:g}" for s in bundle.inputs)
+    shapes = f"{inputs} to {', '.join(str(s.packing.shape) for s in bundle.outputs)}"
     about = f'<p class="soft">{escape(bundle.description)}</p>' if bundle.description else ""
     return (
         f'<h1>{escape(bundle.name)}</h1>{about}<p class="soft">{escape(shapes)}. Calibrated with {escape(report["calibration"])}. '
@@ -100,7 +101,7 @@ def _validation(bundle: Bundle, report: dict[str, Any]) -> str:
         else "All activations of this network are polynomials already: nothing was approximated."
     )
     return f'<h2>Accuracy</h2>{_table(headers, rows)}<p class="soft">{note}</p>' + _confusion(
-        bundle.output.labels, found["confusion"]
+        bundle.outputs[0].labels, found["confusion"]
     )
 
 

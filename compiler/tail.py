@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,60 +26,96 @@ _TRANSFORMS = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "NONE": "none"}
 
 @dataclass(frozen=True)
 class Tail:
-    """What was cut off. logits: the name of the new output. post: "softmax", "sigmoid" or "none"; labels: the class names found.
+    """What was cut off behind one of the new outputs, which is called `logits`; name: the output that it led to.
 
+    post: "softmax", "sigmoid" or "none"; labels: the class names found.
     axis: of the operator that reads the logits, None where there is none; to_end: it spans that axis and all after it (Softmax before
     opset 13), else that axis alone.
     """
 
     logits: str
+    name: str
     post: str
     labels: tuple[str, ...] = ()
     axis: int | None = None
     to_end: bool = False
 
 
-def cut_tail(proto: Any, source: str) -> Tail:
-    """Cut `proto` (an onnx.ModelProto, one that passed the checker) in place at the logits that follow from input `source`.
+def cut_tail(proto: Any, sources: Set[str]) -> tuple[Tail, ...]:
+    """Cut `proto` (an onnx.ModelProto, one that passed the checker) in place at the logits that follow from the inputs `sources`.
 
-    What no longer reaches the output is dropped as well. Raises ModelError if there are several outputs that are no such logits.
+    What no longer reaches an output is dropped as well. Tails are in the order of the outputs. Raises ModelError.
     """
     graph = proto.graph
     nodes = list(graph.node)
     classifier = _open_classifiers(nodes)
-    encrypted = _dependent(nodes, source)
-    cut = _tail_nodes(nodes, encrypted, {o.name for o in graph.output}, classifier)
+    encrypted = _dependent(nodes, sources)
+    outputs = [o.name for o in graph.output]
+    cut = _tail_nodes(nodes, encrypted, set(outputs), classifier)
     made = {name for i in cut for name in nodes[i].output}
-    ends = {o.name for o in graph.output} | {name for i in cut for name in nodes[i].input}
+    ends = {*outputs} | {name for i in cut for name in nodes[i].input}
     labels_of = {
         n.output[0]: n.output[1] for n in nodes if n.op_type == "LinearClassifier" and len(n.output) > 1
     }
     ends = {labels_of.get(name, name) for name in ends if name in encrypted and name not in made}
     if not ends:
-        raise ModelError(f"no output depends on the input {source!r}")
+        raise ModelError(f"no output depends on the input {', '.join(map(repr, sorted(sources)))}")
     if classifier and ends != set(classifier):
         raise ModelError(
             "linear classifiers are parts of the model; export one multi-class classifier instead"
         )
-    if len(ends) != 1:
-        names = ", ".join(sorted(map(repr, ends))[:5])
-        raise ModelError(f"the model has {len(ends)} outputs ({names}); keep only the logits")
-    (logits,) = ends
+    scores_of = {scores: label for label, scores in labels_of.items()}
+    after = {end: _after(nodes, cut, {end, scores_of.get(end, end)}) for end in ends}
+    tails: dict[str, Tail] = {}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    heads = [nodes[i] for i in sorted(cut) if logits in nodes[i].input and nodes[i].op_type in _HEADS]
+    for output in outputs:
+        leads = [end for end in ends if output in after[end]]
+        if len(leads) > 1:
+            raise ModelError(
+                f"output {output!r} joins {len(leads)} sets of classes; give each an output of its own"
+            )
+        for end in leads:
+            behind = [i for i in sorted(cut) if set(nodes[i].output) & after[end]]
+            tails.setdefault(end, _tail(graph, nodes, behind, end, after[end], classifier, opset))
+    _keep(proto, [n for i, n in enumerate(nodes) if i not in cut], list(tails))
+    return tuple(tails.values())
+
+
+def _after(nodes: Sequence[Any], cut: Set[int], names: set[str]) -> set[str]:
+    """`names`, and what the cut nodes make of them."""
+    for i in sorted(cut):
+        if names & set(nodes[i].input):
+            names = names | set(nodes[i].output)
+    return names
+
+
+def _tail(
+    graph: Any,
+    nodes: Sequence[Any],
+    behind: Sequence[int],
+    logits: str,
+    after: Set[str],
+    classifier: Mapping[str, str],
+    opset: int,
+) -> Tail:
+    """behind: the cut nodes that `logits` leads to; after: the values."""
+    heads = [nodes[i] for i in behind if logits in nodes[i].input and nodes[i].op_type in _HEADS]
     # An arg max beside a sigmoid or softmax says no more than they do.
     heads.sort(key=lambda node: node.op_type == "ArgMax")
-    tail = Tail(
+    outputs = [o.name for o in graph.output if o.name in after]
+    shown = [logits, *(heads[0].output if heads else ())]
+    name = next((n for n in shown if n in outputs), outputs[0])
+    if any(n.op_type == "LinearRegressor" and logits in n.output for n in nodes):
+        return Tail(logits, name, "none")
+    makers = [n for n in nodes if n.op_type == "LinearClassifier" and logits in n.output]
+    return Tail(
         logits,
+        name,
         classifier.get(logits) or (_HEADS[heads[0].op_type] if heads else "softmax"),
-        _labels(graph, nodes),
+        _labels(graph, makers + [nodes[i] for i in behind]),
         _axis(heads[0], opset) if heads else None,
         opset < 13,
     )
-    if any(n.op_type == "LinearRegressor" and logits in n.output for n in nodes):
-        tail = Tail(logits, "none")
-    _keep(proto, [n for i, n in enumerate(nodes) if i not in cut], logits)
-    return tail
 
 
 def _open_classifiers(nodes: Sequence[Any]) -> dict[str, str]:
@@ -95,9 +131,9 @@ def _open_classifiers(nodes: Sequence[Any]) -> dict[str, str]:
     return found
 
 
-def _dependent(nodes: Sequence[Any], source: str) -> set[str]:
-    """Names of the values that depend on the values (not only the shape) of `source`."""
-    found = {source}
+def _dependent(nodes: Sequence[Any], sources: Set[str]) -> set[str]:
+    """Names of the values that depend on the values (not only the shapes) of `sources`."""
+    found = set(sources)
     for node in nodes:
         if node.op_type not in ("Shape", "Size") and any(name in found for name in node.input):
             found.update(name for name in node.output if name)
@@ -160,9 +196,9 @@ def _labels(graph: Any, nodes: Sequence[Any]) -> tuple[str, ...]:
     return ()
 
 
-def _keep(proto: Any, nodes: Sequence[Any], logits: str) -> None:
-    """Reduce the graph to what `logits` needs, and make it the only output."""
-    needed, kept = {logits}, []
+def _keep(proto: Any, nodes: Sequence[Any], logits: list[str]) -> None:
+    """Reduce the graph to what `logits` need, and make them the only outputs."""
+    needed, kept = set(logits), []
     for node in reversed(nodes):
         if any(name in needed for name in node.output):
             needed.update(node.input)
@@ -175,6 +211,7 @@ def _keep(proto: Any, nodes: Sequence[Any], logits: str) -> None:
         tensors = [type(t).FromString(t.SerializeToString()) for t in used]
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(tensors)
-    if [o.name for o in proto.graph.output] != [logits]:
+    if [o.name for o in proto.graph.output] != logits:
         del proto.graph.output[:]
-        proto.graph.output.add().name = logits
+        for name in logits:
+            proto.graph.output.add().name = name

@@ -13,8 +13,9 @@ from ckks.errors import ModelError
 from ckks.parameters import Parameters
 from compiler.approximate import Flags, forward
 from compiler.graph import Array, Graph
-from compiler.layouts import Layout
-from compiler.precision import evaluate
+from compiler.precision import Ends, evaluate
+from compiler.rows import Rows as Inputs
+from compiler.rows import flat_rows
 
 MAX_ROWS = 2000
 NOISY_ROWS = (
@@ -34,23 +35,20 @@ class Rows:
     y: Labels
 
 
-def labelled_rows(x: npt.NDArray[np.float64], y: npt.NDArray[Any], graph: Graph) -> Rows:
-    """The first MAX_ROWS validation rows, checked. x: [rows][*input shape]; y: class indices [rows]. Raises ModelError."""
-    shape = graph.nodes[0].shape
-    elements = int(np.prod(shape))
-    classes = max(int(np.prod(graph.nodes[graph.output].shape)), 2)
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
-    if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) != len(x) or not len(y):
+def labelled_rows(x: Inputs, y: npt.NDArray[Any], graph: Graph) -> Rows:
+    """The first MAX_ROWS validation rows, checked. x: as compiler.rows.flat_rows; y: class indices [rows]. Raises ModelError."""
+    if len(graph.outputs) > 1:
+        raise ModelError("validation compares one set of classes; this model has several outputs")
+    y = np.asarray(y)
+    rows = flat_rows(graph, x, "validation", max(len(y) if y.ndim else 0, 1) + 1)
+    classes = max(int(np.prod(graph.nodes[graph.ends[0]].shape)), 2)
+    if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) != len(rows) or not len(y):
         raise ModelError(
-            f"validation labels must be one whole number a row, got {y.dtype} {y.shape} for {len(x)} rows"
-        )
-    if x.shape[1:] != shape[1:] or not np.isfinite(x).all():
-        raise ModelError(
-            f"validation rows must be finite and of shape {list(shape[1:])}, got {list(x.shape[1:])}"
+            f"validation labels must be one whole number a row, got {y.dtype} {y.shape} for {len(rows)} rows"
         )
     if y.min() < 0 or y.max() >= classes:
         raise ModelError(f"validation labels must lie in 0..{classes - 1}, got {y.min()}..{y.max()}")
-    return Rows(x[:MAX_ROWS].reshape(-1, elements), y[:MAX_ROWS].astype(np.int64))
+    return Rows(rows[:MAX_ROWS], y[:MAX_ROWS].astype(np.int64))
 
 
 def classes_of(outputs: Array) -> Labels:
@@ -66,7 +64,7 @@ def validate(
     circuit: Circuit,
     weights: Weights,
     parameters: Parameters,
-    layouts: tuple[Layout, Layout],
+    ends: Ends,
     rows: Rows,
 ) -> dict[str, Any]:
     """JSON: accuracies, agreement with the original, largest differences, confusion matrix [label][answer] of the polynomial network."""
@@ -79,7 +77,7 @@ def validate(
     few = rows.x[:NOISY_ROWS]
     noisy = np.concatenate(
         [
-            evaluate(circuit, weights, parameters, c, layouts, NOISE_SEED + i)
+            evaluate(circuit, weights, parameters, c, ends, NOISE_SEED + i)
             for i, c in enumerate(_chunks(few, CHUNK))
         ]
     )

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ckks.errors import HeError
-from ckks.wire import ciphertext_limit, key_file_size
+from ckks.wire import ciphertexts_limit, key_file_size
 from he_serve import __version__, bodies
 from he_serve.keystore import KeyRecord
 from he_serve.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -39,14 +39,12 @@ def _metadata(model: Deployed) -> dict[str, Any]:
         "name": bundle.name,
         "versions": [model.digest],
         "platform": "he-serve_ckks",
-        "inputs": [{"name": bundle.input.name, "datatype": "FP64", "shape": bundle.input.packing.shape}],
+        "inputs": [
+            {"name": spec.name, "datatype": "FP64", "shape": spec.packing.shape} for spec in bundle.inputs
+        ],
         "outputs": [
-            {
-                "name": bundle.output.name,
-                "datatype": "FP64",
-                "shape": bundle.output.packing.shape,
-                "labels": bundle.output.labels,
-            }
+            {"name": spec.name, "datatype": "FP64", "shape": spec.packing.shape, "labels": spec.labels}
+            for spec in bundle.outputs
         ],
         "parameters": {
             "description": bundle.description,
@@ -57,7 +55,7 @@ def _metadata(model: Deployed) -> dict[str, Any]:
             "log_qp": round(p.log_qp, 2),
             "promised_error": bundle.promised_error,
             "key_file_bytes": key_file_size(p, model.needs)[1],
-            "ciphertext_bytes": ciphertext_limit(p, bundle.input.level),
+            "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts),
         },
     }
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,10 @@ import httpx
 
 from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
 from ckks.errors import HeError, InputError, RemoteError
-from ckks.wire import ciphertext_limit, dump_ciphertext, dump_keys, load_ciphertext
-from he_serve.images import ImageLike, to_input
+from ckks.wire import ciphertexts_limit, dump_ciphertexts, dump_keys, load_ciphertexts
+from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
-from he_serve.packing import pack, unpack
+from he_serve.packing import joined, pack_inputs, unpack
 from he_serve.prediction import Prediction, RawPrediction, check_plausible
 
 Progress = Callable[[str, int, int], None]
@@ -110,42 +110,64 @@ class Client:
 
     # ---- what a caller does ----
 
-    def predict(self, image: ImageLike) -> Prediction:
-        """Encrypt a picture (a path, a PIL image, or an array as the model takes it), have it classified, decrypt the class."""
-        return self.predict_raw(image).rounded(self.bundle())
+    def predict(self, image: ImageLike | Mapping[str, ImageLike]) -> Prediction:
+        """Encrypt a picture (a path, a PIL image, or an array as the model takes it), have it classified, decrypt the class.
 
-    def predict_raw(self, image: ImageLike) -> RawPrediction:
+        image: for a model of several inputs a mapping by their names. Raises InputError for a model of several outputs: see predict_all.
+        """
+        return self.predict_raw(image).rounded(self.bundle().output)
+
+    def predict_all(self, image: ImageLike | Mapping[str, ImageLike]) -> dict[str, Prediction]:
+        """As predict, for every output of the model by its name."""
+        raw = self.predict_raw_all(image)
+        return {output.name: raw[output.name].rounded(output) for output in self.bundle().outputs}
+
+    def predict_raw(self, image: ImageLike | Mapping[str, ImageLike]) -> RawPrediction:
         """The decrypted logits themselves. Keep them to yourself.
 
         A CKKS decryption carries the noise of the ciphertext. Whoever sees raw decryptions together with the ciphertexts (the server,
         above all) can solve for the secret key: CKKS is not IND-CPA-D secure (Li and Micciancio, EUROCRYPT 2021). `predict` rounds that
         noise away. Use this for tests and measurements on data that is not secret, with keys that are not used for anything else.
         """
+        name = self.bundle().output.name
+        return self.predict_raw_all(image)[name]
+
+    def predict_raw_all(self, image: ImageLike | Mapping[str, ImageLike]) -> dict[str, RawPrediction]:
+        """As predict_raw, and as secret, for every output of the model by its name."""
         bundle = self.bundle()
-        values = to_input(image, bundle.input)
+        values = to_inputs(image, bundle)
         key_id = self.ensure_keys()
         secret = self._keys.secret_key(bundle)
         assert secret is not None
-        p, spec = bundle.checked_parameters(), bundle.input
+        p, levels = bundle.checked_parameters(), bundle.input_ciphertexts
         start = time.perf_counter()
-        body = dump_ciphertext(p, secret.encrypt(pack(values, spec.packing), spec.level, spec.scale))
+        fresh = {
+            name: secret.encrypt(slots, *levels[name]) for name, slots in pack_inputs(values, bundle).items()
+        }
+        body = dump_ciphertexts(p, fresh)
         encrypted = time.perf_counter()
         answer, server = self._infer(bundle, key_id, body)
         received = time.perf_counter()
         try:
-            ciphertext = load_ciphertext(answer, p, bundle.output.level, bundle.output.scale)
+            ciphertexts = load_ciphertexts(answer, p, bundle.output_ciphertexts)
         except HeError as error:
             raise RemoteError(f"the server's answer is not what the model promises: {error}") from None
-        slots = secret.decrypt(ciphertext)
-        check_plausible(slots, bundle)
-        decrypted = time.perf_counter()
+        decrypted = {name: secret.decrypt(ciphertext) for name, ciphertext in ciphertexts.items()}
+        slots = {output.name: joined(decrypted, output) for output in bundle.outputs}
+        for output in bundle.outputs:
+            check_plausible(slots[output.name], output, p)
         timings = {
             "encrypt": encrypted - start,
             "round_trip": received - encrypted,
             **server,
-            "decrypt": decrypted - received,
+            "decrypt": time.perf_counter() - received,
         }
-        return RawPrediction(unpack(slots, bundle.output.packing), timings, len(body), len(answer))
+        return {
+            output.name: RawPrediction(
+                unpack(slots[output.name], output.packing), timings, len(body), len(answer)
+            )
+            for output in bundle.outputs
+        }
 
     def wait_ready(self, seconds: float) -> None:
         """Wait until the server can evaluate. Raises RemoteError after `seconds`."""
@@ -348,7 +370,7 @@ class Client:
             "Bundle-Digest": bundle.digest,
             "Request-Id": request_id,
         }
-        limit = ciphertext_limit(bundle.checked_parameters(), bundle.output.level)
+        limit = ciphertexts_limit(bundle.checked_parameters(), bundle.output_ciphertexts)
         data, answer = self._request(
             "POST", f"/v2/models/{bundle.name}/infer", content=body, headers=headers, limit=limit
         )

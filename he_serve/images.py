@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -9,11 +10,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ckks.bundle import InputSpec
+from ckks.bundle import Bundle, InputSpec
 from ckks.errors import InputError
 from ckks.types import Slots
 
 ImageLike: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any]"
+Rows: TypeAlias = "Slots | dict[str, Slots]"
+
+
+def to_inputs(values: ImageLike | Mapping[str, ImageLike], bundle: Bundle) -> dict[str, Slots]:
+    """Every input of the model, float64 of its shape: one value for the one input, or a mapping by name. Raises InputError."""
+    if not isinstance(values, Mapping):
+        return {bundle.input.name: to_input(values, bundle.input)}
+    names = [spec.name for spec in bundle.inputs]
+    if set(values) != set(names):
+        raise InputError(f"the model takes the inputs {', '.join(names)}, got {', '.join(values) or 'none'}")
+    return {spec.name: to_input(values[spec.name], spec) for spec in bundle.inputs}
 
 
 def to_input(image: ImageLike, spec: InputSpec) -> Slots:
@@ -67,28 +79,46 @@ def picture_values(picture: Image.Image, shape: tuple[int, ...]) -> Slots:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def read_labelled(path: Path) -> tuple[Slots, npt.NDArray[Any]]:
-    """The arrays x (see read_rows) and y of an .npz file, one label a row. Raises InputError."""
-    return read_rows(path), _read(path, "y")
+def read_labelled(path: Path) -> tuple[Rows, npt.NDArray[Any]]:
+    """Rows (see read_rows) and the array y of an .npz file, one label a row. Raises InputError."""
+    rows = read_rows(path)
+    arrays = _read(path)
+    if "y" not in arrays:
+        raise InputError(f"{path}: holds no array y; save it with numpy.savez(path, x=rows, y=labels)")
+    return rows, arrays["y"]
 
 
-def read_rows(path: Path) -> Slots:
-    """The array x of an .npz file: rows of inputs, float64 [rows][...]. Raises InputError."""
-    rows = _read(path, "x")
-    if rows.dtype.kind not in "fiu" or rows.ndim < 2 or len(rows) == 0 or not np.isfinite(rows).all():
+def read_rows(path: Path) -> Rows:
+    """Rows of inputs in an .npz file, float64 [rows][...]: its array x, or (there is none) all arrays but y by name. Raises InputError."""
+    arrays = _read(path)
+    found: dict[str, Slots] = {}
+    for name in ["x"] if "x" in arrays else [name for name in arrays if name != "y"]:
+        rows = arrays[name]
+        if rows.dtype.kind not in "fiu" or rows.ndim < 2 or len(rows) == 0 or not np.isfinite(rows).all():
+            raise InputError(
+                f"{path}: {name} must hold at least one row of finite numbers, got {rows.dtype} {rows.shape}"
+            )
+        found[name] = np.asarray(rows, dtype=np.float64)
+    if not found:
         raise InputError(
-            f"{path}: x must hold at least one row of finite numbers, got {rows.dtype} {rows.shape}"
+            f"{path}: holds no array x; save the rows with numpy.savez(path, x=rows), or with the names of several inputs"
         )
-    return np.asarray(rows, dtype=np.float64)
+    if len({len(rows) for rows in found.values()}) > 1:
+        raise InputError(f"{path}: {', '.join(found)} hold different numbers of rows")
+    return found.get("x", found)
 
 
-def _read(path: Path, key: str) -> npt.NDArray[Any]:
+def each_row(rows: Rows) -> list[Slots | dict[str, Slots]]:
+    """One value, or mapping of values by input name, for every row."""
+    if not isinstance(rows, dict):
+        return list(rows)
+    return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+
+
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if key not in archive:
-                raise InputError(f"{path}: holds no array {key}; save it with numpy.savez(path, {key}=...)")
-            array: npt.NDArray[Any] = archive[key]
-            return array
+            return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError):

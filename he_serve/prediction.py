@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckks.bundle import Bundle
+from ckks.bundle import OutputSpec
 from ckks.errors import RemoteError
+from ckks.parameters import Parameters
 from ckks.types import Slots
 from he_serve.packing import copies
 
@@ -31,7 +32,7 @@ class Prediction:
 class RawPrediction:
     """logits: float64 of the output's shape, with CKKS noise in them: see Client.predict_raw before you show them to anybody.
 
-    sent_bytes, received_bytes: sizes of the two ciphertexts.
+    sent_bytes, received_bytes: of the request and the answer, all ciphertexts together.
     """
 
     logits: Slots
@@ -39,11 +40,10 @@ class RawPrediction:
     sent_bytes: int
     received_bytes: int
 
-    def rounded(self, bundle: Bundle) -> Prediction:
+    def rounded(self, output: OutputSpec) -> Prediction:
         """What may be shown: label and probabilities without the noise."""
-        output = bundle.output
         values = _POSTS[output.post](self.logits.reshape(-1))
-        digits = supported_digits(bundle.promised_error * (2 if output.post == "none" else 1))
+        digits = supported_digits(output.promised_error * (2 if output.post == "none" else 1))
         if output.post == "sigmoid" and len(values) == 1:
             values = np.concatenate([1 - values, values])
         labels = output.labels or [str(i) for i in range(len(values))]
@@ -51,20 +51,20 @@ class RawPrediction:
         return Prediction(labels[int(np.argmax(values))], rounded, self.timings)
 
 
-def check_plausible(slots: Slots, bundle: Bundle) -> None:
+def check_plausible(slots: Slots, output: OutputSpec, parameters: Parameters) -> None:
     """Refuse what no evaluation of the model gives; this finds accidents (a wrong key, a damaged answer), not attacks.
 
+    slots: of all parts of the output, float64 [parts*N/2].
     A message must stay below half the modulus to decrypt right, while a wrong decryption is uniform modulo Q in its coefficients and
     exceeds that bound in about every slot. Copies of the output differ by noise only, and noise is within the promised error.
     """
-    p, output = bundle.checked_parameters(), bundle.output
     found = copies(slots, output.packing)
-    bound = math.prod(p.data_primes[: output.level + 1]) / (2 * output.scale)
+    bound = math.prod(parameters.data_primes[: output.level + 1]) / (2 * output.scale)
     if not np.isfinite(found).all() or np.abs(found).max() > bound:
         raise RemoteError(
             "the answer does not decrypt to anything plausible; make new keys with `he-serve keys new` and try again"
         )
-    if np.abs(found - found[0]).max() > 2 * bundle.promised_error:
+    if np.abs(found - found[0]).max() > 2 * output.promised_error:
         raise RemoteError(
             "the answer contradicts itself: copies of the output differ by more than the promised error"
         )

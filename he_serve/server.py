@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ckks.encoded import encoded_file
 from ckks.expanded import expanded_bytes
-from ckks.wire import ciphertext_limit, key_file_size
+from ckks.wire import ciphertexts_limit, key_file_size
 from he_serve import bodies
 from he_serve.executor import Executor, Result
 from he_serve.keystore import KeyRecord, KeyStore, sync_file
@@ -183,12 +183,12 @@ class Server:
     async def infer(
         self, name: str, headers: Mapping[str, str], stream: AsyncIterator[bytes], left: Left
     ) -> Result:
-        """Evaluate a model on the ciphertext in a request's body; `left` returns if the client goes. Raises RequestError."""
+        """Evaluate a model on the ciphertexts in a request's body; `left` returns if the client goes. Raises RequestError."""
         if self.draining:
             raise busy("the server is stopping", 10)
         bodies.require_type(headers, CIPHERTEXT_TYPE)
         record, model = self.checked_key(name, headers), self.models[name]
-        limit = ciphertext_limit(model.parameters, model.bundle.input.level)
+        limit = ciphertexts_limit(model.parameters, model.bundle.input_ciphertexts)
         length = bodies.content_length(headers, limit, "ciphertext")
         # Counted before the body is read: this bounds the ciphertexts in memory, not only those in the queue.
         if self._admitted >= self.settings.workers + self.settings.queue:

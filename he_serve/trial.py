@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ckks.backends import make_backend
+from ckks.bundle import Bundle
 from ckks.cleartext import CleartextEvaluator
 from ckks.encoded import EncodedWeights
 from ckks.errors import InputError
@@ -20,42 +21,48 @@ from ckks.expanded import expand_keys, map_keys
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel
 from ckks.types import Slots
-from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
-from he_serve.images import to_input
-from he_serve.packing import pack, unpack
+from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from he_serve.images import Rows, each_row, to_inputs
+from he_serve.packing import joined, pack_inputs, unpack
 from keys.seal import SecretKey
 
 BACKEND = "cpu"
 Progress = Callable[[str, int, int], None]
 
 
-def twin(model: CompiledModel, rows: list[Slots]) -> Slots:
-    """The polynomial twin: the circuit on the slots in the clear, float64 [rows][outputs]."""
-    spec, output = model.bundle.input, model.bundle.output
-    evaluator = CleartextEvaluator(model.bundle.checked_parameters(), model.weights)
+def twin(model: CompiledModel, rows: list[dict[str, Slots]]) -> Slots:
+    """The polynomial twin: the circuit on the slots in the clear, float64 [rows][outputs, one after the other]."""
+    bundle = model.bundle
+    evaluator = CleartextEvaluator(bundle.checked_parameters(), model.weights)
     results = []
     for row in rows:
-        value = evaluator.encrypt(pack(row, spec.packing), spec.level, spec.scale)
-        slots = run(model.circuit, {spec.name: value}, evaluator)[output.name].slots
-        results.append(unpack(slots, output.packing).reshape(-1))
+        values = {
+            name: evaluator.encrypt(slots, *bundle.input_ciphertexts[name])
+            for name, slots in pack_inputs(row, bundle).items()
+        }
+        found = run(model.circuit, values, evaluator)
+        results.append(_flat({name: value.slots for name, value in found.items()}, bundle))
     return np.array(results)
+
+
+def _flat(slots: Mapping[str, Slots], bundle: Bundle) -> Slots:
+    return np.concatenate([unpack(joined(slots, o), o.packing).reshape(-1) for o in bundle.outputs])
 
 
 def try_model(
     model: CompiledModel,
-    inputs: Slots,
-    original: Callable[[Slots], Slots] | None,
+    inputs: Rows,
+    original: Callable[[Rows], Slots] | None,
     threads: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Run every row of `inputs`, float64 [rows][...], encrypted; see the fields in docs of `he-serve try`.
+    """Run every row of `inputs` (he_serve.images.read_rows) encrypted; see the fields in docs of `he-serve try`.
 
-    original: the untouched model on rows, float64 [rows][outputs]; None leaves original_error and same_class null. evaluate_s is the
-    median over the rows. Raises InputError.
+    original: the untouched model on rows, float64 [rows][outputs, one after the other]; None leaves original_error and same_class null.
+    same_class: of every output. evaluate_s is the median over the rows. Raises InputError.
     """
     bundle, p = model.bundle, model.bundle.checked_parameters()
-    spec, output = bundle.input, bundle.output
-    rows = [to_input(row, spec) for row in inputs]
+    rows = [to_inputs(row, bundle) for row in each_row(inputs)]
     start = time.perf_counter()
     secret = SecretKey.generate(p)
     seeded = secret.evaluation_keys(
@@ -73,27 +80,39 @@ def try_model(
         expand_keys(uploaded, expanded, p, bundle.key_needs())
         evaluator = CkksEvaluator(backend, map_keys(expanded, p), weights)
         for i, row in enumerate(rows):
-            data = dump_ciphertext(p, secret.encrypt(pack(row, spec.packing), spec.level, spec.scale))
+            packed = pack_inputs(row, bundle)
+            sent = {name: bundle.input_ciphertexts[name] for name in packed}
+            data = dump_ciphertexts(p, {name: secret.encrypt(packed[name], *sent[name]) for name in packed})
             ciphertext_bytes = len(data)
-            ciphertext = load_ciphertext(data, p, spec.level, spec.scale)
+            ciphertexts = load_ciphertexts(data, p, sent)
             start = time.perf_counter()
-            result = run(model.circuit, {spec.name: ciphertext}, evaluator)[output.name]
+            results = run(model.circuit, ciphertexts, evaluator)
             seconds.append(time.perf_counter() - start)
-            logits.append(unpack(secret.decrypt(result), output.packing).reshape(-1))
+            logits.append(_flat({name: secret.decrypt(c) for name, c in results.items()}, bundle))
             progress("evaluating", i + 1, len(rows))
     got = np.array(logits)
-    max_error = _worst(got, twin(model, rows))
-    clear = None if original is None else original(np.array(rows))
+    errors = np.abs(got - twin(model, rows))
+    ends = np.cumsum([len(o.packing.slots) for o in bundle.outputs])[:-1]
+    agrees = all(
+        part.max() <= o.promised_error
+        for part, o in zip(np.split(errors, ends, 1), bundle.outputs, strict=True)
+    )
+    stacked = {spec.name: np.array([row[spec.name] for row in rows]) for spec in bundle.inputs}
+    clear = (
+        None if original is None else original(stacked if len(stacked) > 1 else stacked[bundle.input.name])
+    )
     if clear is not None and clear.shape != got.shape:
         raise InputError(
             f"the ONNX model gives {clear.shape[1]} values a row, the compiled one {got.shape[1]}"
         )
     return {
-        "agrees": bool(max_error <= bundle.promised_error),
-        "max_error": max_error,
+        "agrees": bool(agrees),
+        "max_error": float(errors.max()),
         "promised_error": bundle.promised_error,
-        "original_error": None if clear is None else _worst(got, clear),
-        "same_class": None if clear is None else bool((got.argmax(axis=1) == clear.argmax(axis=1)).all()),
+        "original_error": None if clear is None else float(np.abs(got - clear).max()),
+        "same_class": None
+        if clear is None
+        else _same_class(np.split(got, ends, 1), np.split(clear, ends, 1)),
         "security_bits": p.security_bits,
         "n": p.degree,
         "log_qp": round(p.log_qp, 2),
@@ -109,5 +128,6 @@ def try_model(
     }
 
 
-def _worst(a: Slots, b: Slots) -> float:
-    return float(np.abs(a - b).max())
+def _same_class(got: list[Slots], clear: list[Slots]) -> bool:
+    """Whether every output [rows][elements] has its largest element in the same place, in every row."""
+    return all(bool((a.argmax(axis=1) == b.argmax(axis=1)).all()) for a, b in zip(got, clear, strict=True))

@@ -1,4 +1,4 @@
-"""An evaluation process: loads every model once, maps key files, evaluates one ciphertext at a time.
+"""An evaluation process: loads every model once, maps key files, evaluates one request at a time.
 
 It talks to the server in frames over standard input and output. Between two operations of a circuit it looks at its input: a cancel
 message stops the job, the end of the stream ends the process (the server is gone).
@@ -28,7 +28,7 @@ from ckks.interpreter import run
 from ckks.modelfile import load_model
 from ckks.parameters import Parameters
 from ckks.types import EvaluationKeys
-from ckks.wire import dump_ciphertext, load_ciphertext
+from ckks.wire import dump_ciphertexts, load_ciphertexts
 from he_serve import frames
 
 _log = logging.getLogger("he_serve.worker")
@@ -106,9 +106,9 @@ def _peak_memory() -> int:
 
 
 def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -> tuple[bytes, float]:
-    """Run a model on the wire bytes of a ciphertext -> wire bytes of the result, seconds of evaluation. Raises InputError."""
-    spec = model.bundle.input
-    ciphertext = load_ciphertext(data, model.parameters, spec.level, spec.scale)
+    """Run a model on the wire bytes of its inputs -> wire bytes of its outputs, seconds of evaluation. Raises InputError."""
+    bundle, p = model.bundle, model.parameters
+    ciphertexts = load_ciphertexts(data, p, bundle.input_ciphertexts)
     evaluator = CkksEvaluator(model.backend, keys, model.weights)
     start = time.perf_counter()
 
@@ -116,8 +116,9 @@ def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -
         if cancelled():
             raise JobCancelledError("cancelled")
 
-    result = run(model.circuit, {spec.name: ciphertext}, evaluator, before_step)[model.bundle.output.name]
-    return dump_ciphertext(model.parameters, result), time.perf_counter() - start
+    results = run(model.circuit, ciphertexts, evaluator, before_step)
+    seconds = time.perf_counter() - start
+    return dump_ciphertexts(p, {name: results[name] for name in bundle.output_ciphertexts}), seconds
 
 
 def _serve(source: BinaryIO, sink: BinaryIO) -> None:

@@ -27,6 +27,9 @@ FASHION_LABELS = (
 # Test pictures come from a seed of their own, so no training picture can be among them.
 LESION_TRAIN, LESION_TRAIN_SEED = 14_000, 1
 LESION_TEST, LESION_TEST_SEED = 3_500, 2
+LARGE_TRAIN, LARGE_TRAIN_SEED = 8_400, 4
+LARGE_TEST, LARGE_TEST_SEED = 1_400, 5
+LARGE_SIDE = 64
 DIGITS_TEST, DIGITS_SPLIT_SEED = 360, 3
 
 
@@ -49,10 +52,21 @@ class Dataset:
 
 def synthetic_lesions() -> Dataset:
     """14,000 training and 3,500 test lesions of models.lesions, 3 x 28 x 28, balanced; under a minute."""
-    train_images, train_labels = lesions.dataset(LESION_TRAIN, LESION_TRAIN_SEED)
-    test_images, test_labels = lesions.dataset(LESION_TEST, LESION_TEST_SEED)
+    train = lesions.dataset(LESION_TRAIN, LESION_TRAIN_SEED)
+    return _lesions("lesion", train, lesions.dataset(LESION_TEST, LESION_TEST_SEED))
+
+
+def large_synthetic_lesions() -> Dataset:
+    """8,400 training and 1,400 test lesions of models.lesions, 3 x 64 x 64, balanced; two minutes."""
+    train = lesions.dataset(LARGE_TRAIN, LARGE_TRAIN_SEED, LARGE_SIDE)
+    return _lesions("lesion64", train, lesions.dataset(LARGE_TEST, LARGE_TEST_SEED, LARGE_SIDE))
+
+
+def _lesions(name: str, train: tuple[Pictures, Labels], test: tuple[Pictures, Labels]) -> Dataset:
+    train_images, train_labels = train
+    test_images, test_labels = test
     return Dataset(
-        name="lesion",
+        name=name,
         description="synthetic lesions, drawn by models/lesions.py: not photographs, not for medical use",
         labels=lesions.CLASSES,
         train_images=_channels_first(train_images),

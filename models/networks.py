@@ -89,6 +89,28 @@ def picture_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
     )
 
 
+def large_picture_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
+    """[n][channels][64][64] in [0, 1] -> logits [n][classes]; mean, std: [channels]. Three quadratics.
+
+    The first one's input has 16,384 elements: several ciphertexts on rings below N = 2^15.
+    """
+    return nn.Sequential(
+        Normalise(mean, std),
+        nn.Conv2d(len(mean), 16, kernel_size=5, stride=2, padding=2),
+        nn.BatchNorm2d(16),
+        LearnedQuadratic(16),
+        nn.Conv2d(16, 32, kernel_size=3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
+        LearnedQuadratic(32),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 64),
+        nn.BatchNorm1d(64),
+        LearnedQuadratic(64),
+        nn.Linear(64, classes),
+    )
+
+
 def digit_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
     """[n][channels][8][8] in [0, 1] -> logits [n][classes]; mean, std: [channels]. One quadratic."""
     return nn.Sequential(

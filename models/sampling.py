@@ -1,4 +1,4 @@
-"""Sample inputs of the demonstration models: test pictures as PNG files, and 64 test rows as npz."""
+"""Sample inputs of the demonstration models: test pictures as PNG files, and test rows as npz."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from PIL import Image
 from models.data import Dataset
 
 # One picture of every lesion class; a few for the others.
-PICTURES = {"lesion": 7, "fashion": 5, "digits": 3}
-ROWS = 64
+PICTURES = {"lesion": 7, "lesion64": 2, "fashion": 5, "digits": 3}
+ROWS = {"lesion64": 16}  # as a file, a row of 64 x 64 pixels is five times as large
+DEFAULT_ROWS = 64
 
 
 def write_samples(dataset: Dataset, folder: Path) -> None:
     """Writes `<model>_<label>_<test index>.png`, `<model>.npz` and entries of index.json to `folder`.
 
     The pictures are the first of each class in the test set, whether the network gets them right or not. The
-    npz holds the first 64 test rows: x float32 [64][channels][height][width] in [0, 1], and labels y int64
-    [64].
+    npz holds the first test rows: x float32 [rows][channels][height][width] in [0, 1], and labels y int64
+    [rows].
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
@@ -43,5 +44,6 @@ def write_samples(dataset: Dataset, folder: Path) -> None:
         )
     entries.sort(key=lambda entry: (entry["model"], entry["file"]))
     index.write_text(json.dumps(entries, indent=2) + "\n")
-    x = dataset.test_images[:ROWS].astype(np.float32) / np.float32(255.0)
-    np.savez_compressed(folder / f"{dataset.name}.npz", x=x, y=dataset.test_labels[:ROWS])
+    rows = ROWS.get(dataset.name, DEFAULT_ROWS)
+    x = dataset.test_images[:rows].astype(np.float32) / np.float32(255.0)
+    np.savez_compressed(folder / f"{dataset.name}.npz", x=x, y=dataset.test_labels[:rows])

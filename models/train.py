@@ -36,9 +36,13 @@ class Recipe:
 
 RECIPES = {
     "lesion": Recipe(epochs=20, rate=4e-3, turns=True, mirror=True),
+    "lesion64": Recipe(epochs=16, rate=4e-3, turns=True, mirror=True),
     "fashion": Recipe(epochs=8, rate=4e-3, turns=False, mirror=True),
     "digits": Recipe(epochs=60, rate=1e-2, turns=False, mirror=False),
 }
+
+
+NETWORKS = {"digits": networks.digit_network, "lesion64": networks.large_picture_network}
 
 
 def inputs(pictures: NDArray[np.uint8]) -> Tensor:
@@ -113,12 +117,14 @@ def load(name: str, source: Path | None) -> data.Dataset:
     """
     if name == "lesion":
         dataset = data.synthetic_lesions() if source is None else data.dermamnist(source)
+    elif name == "lesion64" and source is None:
+        dataset = data.large_synthetic_lesions()
     elif name == "fashion":
         dataset = data.fashion_mnist(source or data.FASHION_FOLDER)
     elif source is None:
         dataset = data.digits()
     else:
-        raise data.DataError("the digits come with scikit-learn; leave out --data")
+        raise data.DataError(f"{name} takes no other data; leave out --data")
     if len(dataset.train_labels) < BATCH:
         raise data.DataError(f"{len(dataset.train_labels)} training pictures; at least {BATCH} are needed")
     return dataset
@@ -128,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 bad arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
-    parser.add_argument("--epochs", type=int, help="default: 20 lesion, 8 fashion, 60 digits")
+    parser.add_argument("--epochs", type=int, help="default: 20 lesion, 16 lesion64, 8 fashion, 60 digits")
     parser.add_argument(
         "--data",
         type=Path,
@@ -156,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.use_deterministic_algorithms(True)
     pixels = dataset.train_images.astype(np.float32) / 255.0
     mean, std = (torch.from_numpy(f(pixels, axis=(0, 2, 3))) for f in (np.mean, np.std))
-    build = networks.digit_network if options.model == "digits" else networks.picture_network
-    network = build(mean, std, len(dataset.labels))
+    network = NETWORKS.get(options.model, networks.picture_network)(mean, std, len(dataset.labels))
     train(network, dataset, recipe, console)
 
     shape = dataset.test_images.shape[1:]

@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from samples import bundle_ends
 
 from ckks.errors import ModelError
 from ckks.modelfile import CompiledModel
 from ckks.types import Slots
 from compiler.compile import compile_model
-from compiler.layouts import Layout
 from compiler.precision import evaluate
 from he_serve.prediction import sigmoid, softmax
 
@@ -146,10 +146,7 @@ def run(case: Case, folder: Path) -> Result:
         model = compiled(case, folder)
     except ModelError as error:
         return Result(case.test, case.operator, str(error), False)
-    ends = tuple(
-        Layout("", np.array(s.packing.slots), s.packing.period)
-        for s in (model.bundle.input, model.bundle.output)
-    )
+    ends = bundle_ends(model.bundle)
     got = evaluate(model.circuit, model.weights, model.bundle.checked_parameters(), case.row, ends)[0]
     got = _CLIENT.get(case.operator, np.asarray)(got)
     exact = got.shape == case.expected.shape

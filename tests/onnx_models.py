@@ -76,6 +76,14 @@ class ModelBuilder:
         helper.set_model_props(model, metadata or {})
         return model
 
+    def model_of(self, outputs: Sequence[str], metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+        """A model of several outputs."""
+        model = self.model(outputs[0], metadata)
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        known = {v.name: v for v in [*inferred.value_info, *inferred.output]}
+        model.graph.output.extend(known[name] for name in outputs[1:])
+        return model
+
     def save(self, path: Path, output: str, metadata: dict[str, str] | None = None) -> Path:
         onnx.save(self.model(output, metadata), path)
         return path

@@ -10,6 +10,8 @@ from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes
 from ckks.types import KeyNeeds, SeededCiphertext, SeededKey, SeededKeys
+from compiler.layouts import Layout
+from compiler.precision import Ends
 
 SCALE = 2.0**25
 
@@ -66,32 +68,59 @@ def tiny_model() -> CompiledModel:
     needs = circuit.key_needs()
     bundle = Bundle(
         kind="he-serve bundle",
-        schema_version=1,
+        schema_version=2,
         name="tiny",
         description="a test model",
         parameters=p.to_json(),
-        input=InputSpec(
-            name="x",
-            packing=Packing(shape=[3], slots=[0, 1, 2], period=4),
-            low=-1.0,
-            high=1.0,
-            level=2,
-            scale=SCALE,
-        ),
-        output=OutputSpec(
-            name="y",
-            packing=Packing(shape=[2], slots=[0, 1], period=4),
-            labels=["a", "b"],
-            level=0,
-            scale=square / q[1],
-        ),
+        inputs=[
+            InputSpec(
+                name="x",
+                packing=Packing(shape=[3], slots=[0, 1, 2], period=4),
+                low=-1.0,
+                high=1.0,
+                level=2,
+                scale=SCALE,
+            )
+        ],
+        outputs=[
+            OutputSpec(
+                name="y",
+                packing=Packing(shape=[2], slots=[0, 1], period=4),
+                labels=["a", "b"],
+                level=0,
+                scale=square / q[1],
+                promised_error=0.01,
+            )
+        ],
         relinearisation_level=needs.relinearisation,
         rotations=[RotationKey(steps=s, level=level) for s, level in needs.rotations.items()],
-        promised_error=0.01,
         circuit_digest=sha256(circuit_bytes(circuit)),
         weights_digest=sha256(weight_bytes(weights)),
     )
     return CompiledModel(bundle, circuit, weights, {"made": "by hand"})
+
+
+def bundle_ends(bundle: Bundle) -> Ends:
+    """Where a compiled model's inputs and outputs lie, from what its clients are told."""
+    inputs, outputs = (
+        tuple(
+            (
+                s.name,
+                Layout(
+                    "",
+                    np.array(s.packing.slots),
+                    s.packing.period,
+                    None,
+                    s.packing.copies,
+                    s.packing.shift,
+                    s.packing.parts,
+                ),
+            )
+            for s in specs
+        )
+        for specs in (bundle.inputs, bundle.outputs)
+    )
+    return Ends(inputs, outputs)
 
 
 def tiny_expected(x: np.ndarray) -> np.ndarray:

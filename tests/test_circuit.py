@@ -197,20 +197,26 @@ def test_bundle_is_parsed_strictly() -> None:
     assert Bundle.from_bytes(json.dumps(good).encode()) == MODEL.bundle
     weak = good["parameters"] | {"degree": 2048}
     insecure = good["parameters"] | {"special_primes": [1152921504606830593]}
+    first, last = good["inputs"][0], good["outputs"][0]
+    parts = {"shape": [3], "slots": [0, 1, 4], "period": 4, "parts": 2}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"code": "import os"}, "code"),
         ({"parameters": weak}, "ring degree"),
         ({"parameters": insecure}, "128-bit"),
         ({"name": "../../etc"}, "name"),
         ({"relinearisation_level": 9}, "does not exist"),
         ({"rotations": [{"steps": 1, "level": 0}] * 2}, "twice"),
-        ({"promised_error": 0.0}, "promised_error"),
-        ({"input": good["input"] | {"scale": 1e400}}, "input.scale"),
-        ({"output": good["output"] | {"labels": ["one"]}}, "label"),
-        ({"input": good["input"] | {"packing": {"shape": [3], "slots": [0, 0, 1], "period": 4}}}, "distinct"),
+        ({"outputs": [last | {"promised_error": 0.0}]}, "promised_error"),
+        ({"inputs": [first | {"scale": 1e400}]}, "inputs.0.scale"),
+        ({"outputs": [last | {"labels": ["one"]}]}, "label"),
+        ({"inputs": [first, first]}, "same name"),
+        ({"inputs": [first | {"name": "x.0"}, first | {"packing": parts}]}, "same name"),
+        ({"inputs": []}, "inputs"),
+        ({"inputs": [first | {"packing": parts | {"slots": [0, 1, 8]}}]}, "below the period"),
+        ({"inputs": [first | {"packing": {"shape": [3], "slots": [0, 0, 1], "period": 4}}]}, "distinct"),
         (
-            {"input": good["input"] | {"packing": {"shape": [3], "slots": [0, 1, 2], "period": 3}}},
+            {"inputs": [first | {"packing": {"shape": [3], "slots": [0, 1, 2], "period": 3}}]},
             "power of two",
         ),
     ]

@@ -85,7 +85,8 @@ def test_compile_inspect_and_try(tmp_path: Path) -> None:
 
 
 def test_try_says_no_with_exit_code_1(tmp_path: Path, tiny: CompiledModel, rows: Path) -> None:
-    bundle = tiny.bundle.model_copy(update={"promised_error": 1e-9})
+    output = tiny.bundle.output.model_copy(update={"promised_error": 1e-9})
+    bundle = tiny.bundle.model_copy(update={"outputs": [output]})
     save_model(tmp_path / "proud.hem", CompiledModel(bundle, tiny.circuit, tiny.weights, {}))
     result = answer(he_serve("try", tmp_path / "proud.hem", "--input", rows, "--json"), 1)
     assert result["agrees"] is False

@@ -85,7 +85,7 @@ def test_weak_parameters_are_refused(server: Server) -> None:
         lambda data: data.update(name="other"),
         lambda data: data.update(code="import os"),
         lambda data: data["parameters"].update(degree=4097),
-        lambda data: data["input"]["packing"].update(slots=[0, 0, 0]),
+        lambda data: data["inputs"][0]["packing"].update(slots=[0, 0, 0]),
         lambda data: data.update(rotations=[{"steps": 1, "level": 60}]),
     ],
 )
@@ -390,9 +390,9 @@ def test_probabilities_show_no_more_than_the_promise_supports(tiny: CompiledMode
     assert softmax(np.array([1000.0, 1000.0])).tolist() == [0.5, 0.5]
     assert [supported_digits(e) for e in (3.0, 0.1, 0.01, 1e-3, 1e-12)] == [0, 1, 2, 3, 6]
     raw = RawPrediction(np.array([0.123456, 1.98765]), {}, 0, 0)
-    shown = raw.rounded(tiny.bundle)
+    shown = raw.rounded(tiny.bundle.output)
     assert shown.label == "b"
     assert all(round(p, 2) == p for p in shown.probabilities.values())  # the promise of tiny is 0.01
     # The noise of two runs with the same input does not show.
-    again = RawPrediction(raw.logits + 1e-4, {}, 0, 0).rounded(tiny.bundle)
+    again = RawPrediction(raw.logits + 1e-4, {}, 0, 0).rounded(tiny.bundle.output)
     assert again.probabilities == shown.probabilities

@@ -63,7 +63,7 @@ def test_exported_file(name: str) -> None:
 
 
 def _prediction(model: CompiledModel, logits: np.ndarray) -> Prediction:
-    return RawPrediction(logits, {}, 0, 0).rounded(model.bundle)
+    return RawPrediction(logits, {}, 0, 0).rounded(model.bundle.output)
 
 
 def _probabilities(path: Path, rows: np.ndarray) -> list[np.ndarray]:

@@ -51,7 +51,8 @@ def fold_of(b: ModelBuilder):  # type: ignore[no-untyped-def]
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return fold(build_graph(load_onnx(b.save(Path(folder) / "m.onnx", b.nodes[-1].output[0]))))
+        (output,) = fold(build_graph(load_onnx(b.save(Path(folder) / "m.onnx", b.nodes[-1].output[0]))))
+        return output
 
 
 @pytest.fixture(scope="module")

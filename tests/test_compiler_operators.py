@@ -11,19 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from onnx_models import ModelBuilder, onnx_outputs
+from samples import bundle_ends
 
 from ckks.modelfile import CompiledModel
 from compiler.compile import compile_model
-from compiler.layouts import Layout
 from compiler.precision import evaluate
 
 
 def clear_outputs(model: CompiledModel, rows: np.ndarray, seed: int | None = None) -> np.ndarray:
     """What the compiled circuit computes in the clear: [rows][elements]."""
-    ends = tuple(
-        Layout("", np.array(s.packing.slots), s.packing.period)
-        for s in (model.bundle.input, model.bundle.output)
-    )
+    ends = bundle_ends(model.bundle)
     flat = rows.reshape(len(rows), -1).astype(np.float64)
     return evaluate(model.circuit, model.weights, model.bundle.checked_parameters(), flat, ends, seed)
 

@@ -121,7 +121,7 @@ def test_turned_copies_divide_the_diagonals_and_leave_a_tidy_result() -> None:
 def test_splits_name_the_rotations_they_need(source: Layout, target: Layout) -> None:
     matrix = coo_array(np.ones((len(target.slots), len(source.slots))))
     found = dg.offsets(matrix, source, target)
-    for split in dg.splits(found.steps, source.period, SLOTS, set(), dg.fine_sizes(source.period)):
+    for split in dg.splits([found.steps], source.period, SLOTS, set(), dg.fine_sizes(source.period)):
         terms = dg.terms(found.steps, split, source.period, SLOTS)
         assert {step for term in terms for step in term} - {0} == split.rotations
         assert all(
@@ -137,7 +137,12 @@ def test_candidate_layouts_are_layouts(shape: tuple[int, ...], limit: int) -> No
     for layout in candidates(shape, limit):
         assert layout.period <= limit and layout.period == power_of_two(layout.period)
         assert len(set(layout.slots.tolist())) == math.prod(shape) == len(layout.slots)
-        assert layout.slots.min() >= 0 and layout.slots.max() < layout.period
+        assert layout.slots.min() >= 0 and layout.slots.max() < layout.period * layout.parts
+        parts = [layout.part(k) for k in range(layout.parts)]
+        # Every part holds something, and all parts together every element.
+        assert all(len(elements) and place.parts == 1 for elements, place in parts)
+        assert sorted(np.concatenate([elements for elements, _ in parts])) == list(range(len(layout.slots)))
+        assert layout.parts == 1 or layout.period == limit
 
 
 def test_padded_planes_make_convolutions_cheap() -> None:
@@ -150,7 +155,7 @@ def test_padded_planes_make_convolutions_cheap() -> None:
     matrix = coo_array(convolution(np.ones((32, 16, 3, 3)), 1, window, 16 * 196))
     found = dg.offsets(matrix, planes, wider)
     assert len(found.steps) == 144 and found.period == 8192 and not found.folds
-    best = dg.splits(found.steps, 4096, 8192, set(), dg.fine_sizes(4096))[0]
+    best = dg.splits([found.steps], 4096, 8192, set(), dg.fine_sizes(4096))[0]
     assert len(best.rotations) <= 24
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from onnx_models import ModelBuilder
 
 from ckks.errors import ModelError
@@ -16,12 +18,10 @@ from compiler.onnx_import import load_onnx
 
 def _loaded(b: ModelBuilder, outputs: list[str], folder: Path) -> tuple[str, str, list[str]]:
     """The name of the logits, the post-processing, and the operators that are left."""
-    model = b.model(outputs[0])
-    known = {v.name: v for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    model.graph.output.extend(known[name] for name in outputs[1:])
-    onnx.save(model, folder / "m.onnx")
+    onnx.save(b.model_of(outputs), folder / "m.onnx")
     loaded = load_onnx(folder / "m.onnx")
-    return loaded.tail.logits, loaded.post, [node.op for node in loaded.nodes]
+    (output,) = loaded.outputs
+    return output.tail.logits, output.post, [node.op for node in loaded.nodes]
 
 
 TAILS: dict[str, tuple[Callable[[ModelBuilder, str], list[str]], str]] = {
@@ -68,8 +68,20 @@ def test_what_no_output_needs_is_dropped(tmp_path: Path) -> None:
     assert _loaded(b, [output], tmp_path) == (output, "softmax", ["Mul"])
 
 
-def test_two_different_outputs_are_refused(tmp_path: Path) -> None:
+def test_different_outputs_are_cut_each_at_its_logits(tmp_path: Path) -> None:
     b = ModelBuilder((4,))
-    x = b.dense("image", 4, 3)
-    with pytest.raises(ModelError, match="2 outputs"):
-        _loaded(b, [b.node("Softmax", x), b.node("Sigmoid", b.dense("image", 4, 2))], tmp_path)
+    x, y = b.dense("image", 4, 3), b.dense("image", 4, 2)
+    outputs = [b.node("Softmax", x), b.node("Sigmoid", y), b.node("ArgMax", x, axis=1)]
+    model = b.model_of(outputs)
+    helper.set_model_props(model, {"labels": json.dumps({outputs[1]: ["p", "q"]})})
+    onnx.save(model, tmp_path / "m.onnx")
+    loaded = load_onnx(tmp_path / "m.onnx")
+    found = [(o.tail.logits, o.tail.name, o.post, o.labels) for o in loaded.outputs]
+    assert found == [(x, outputs[0], "softmax", ()), (y, outputs[1], "sigmoid", ("p", "q"))]
+
+
+def test_an_output_that_joins_two_sets_of_classes_is_refused(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    heads = b.node("Softmax", b.dense("image", 4, 3)), b.node("Sigmoid", b.dense("image", 4, 2))
+    with pytest.raises(ModelError, match="joins 2 sets"):
+        _loaded(b, [b.node("Concat", *heads, axis=1)], tmp_path)

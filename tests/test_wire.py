@@ -195,6 +195,50 @@ def test_ten_thousand_fuzzed_ciphertexts() -> None:
     assert refused > 5_000
 
 
+def test_several_ciphertexts_travel_under_their_names() -> None:
+    p = small_parameters()
+    fresh, result = random_ciphertext(p, 1, RNG), random_ciphertext(p, 0, RNG)
+    polys = random_residues(p, (2,), p.data_rows(2), RNG)
+    sent = {"x.0": fresh, "x.1": result, 'a "name" of.0.1': Ciphertext(polys, 2, SCALE)}
+    expected = {name: (c.level, c.scale) for name, c in sent.items()}
+    data = wire.dump_ciphertexts(p, sent)
+    assert len(data) <= wire.ciphertexts_limit(p, expected)
+    loaded = wire.load_ciphertexts(data, p, expected)
+    assert list(loaded) == list(sent) and [c.level for c in loaded.values()] == [1, 0, 2]
+    assert np.array_equal(loaded['a "name" of.0.1'].polys, polys)
+    assert np.array_equal(loaded["x.0"].polys[0], fresh.b)
+    for wrong, message in (
+        (expected | {"x.0": (0, SCALE)}, "level 0"),
+        (expected | {"x.0": (1, 2 * SCALE)}, "scale"),
+        (expected | {"x.2": (1, SCALE)}, "'x.2' is missing"),
+        ({k: v for k, v in expected.items() if k != "x.1"}, "no 'x.1'"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            wire.load_ciphertexts(data, p, wrong)
+    # One alone is an ordinary ciphertext.
+    assert wire.load_ciphertext(wire.dump_ciphertexts(p, {"x": fresh}), p, 1, SCALE).level == 1
+    assert wire.load_ciphertexts(wire.dump_ciphertext(p, fresh), p, {"x": (1, SCALE)})["x"].level == 1
+
+
+def test_fuzzed_sets_of_ciphertexts() -> None:
+    p = small_parameters()
+    sent = {name: random_ciphertext(p, 0, RNG) for name in ("x.0", "x.1")}
+    expected = dict.fromkeys(sent, (0, SCALE))
+    data = wire.dump_ciphertexts(p, sent)
+    header_bytes = 8 + struct.unpack_from("<Q", data)[0]
+    rng, refused = np.random.default_rng(13), 0
+    for _ in range(5_000):
+        mutant = _mutate(data, rng, header_bytes)
+        try:
+            loaded = wire.load_ciphertexts(mutant, p, expected)
+        except FormatError:
+            refused += 1
+        else:
+            assert list(loaded) == list(sent)
+            assert all(_conforms(p, c.polys, 0) and c.scale == SCALE for c in loaded.values())
+    assert refused > 2_500
+
+
 def test_ten_thousand_fuzzed_key_files(tmp_path: Path) -> None:
     p = small_parameters()
     needs = KeyNeeds(0, {1: 0})

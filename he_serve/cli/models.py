@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -12,9 +12,14 @@ from rich.table import Table
 from ckks.errors import InputError
 from he_serve.cli.output import Json, console, emit, note, progress, size
 
+if TYPE_CHECKING:
+    from ckks.bundle import InputSpec, OutputSpec
+
 Onnx = Annotated[Path, typer.Argument(metavar="MODEL.onnx")]
 Compiled = Annotated[Path, typer.Argument(metavar="MODEL.hem")]
-Calibrate = Annotated[Path | None, typer.Option(metavar="X.npz", help="Typical inputs, as array x.")]
+Calibrate = Annotated[
+    Path | None, typer.Option(metavar="X.npz", help="Typical inputs: array x, or one array per input.")
+]
 MaxPool = Annotated[
     str | None,
     typer.Option(
@@ -165,10 +170,18 @@ def inspect(
     _show(model, as_json, circuit)
 
 
+def _interface(spec: InputSpec | OutputSpec) -> dict[str, Any]:
+    return {"shape": spec.packing.shape, "ciphertexts": spec.ciphertexts}
+
+
+def _parts(spec: InputSpec | OutputSpec) -> str:
+    return f" in {spec.packing.parts} ciphertexts" if spec.packing.parts > 1 else ""
+
+
 def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
     """Describe a compiled model, after checking all of it."""
     from ckks.modelfile import load_model
-    from ckks.wire import ciphertext_limit, key_file_size
+    from ckks.wire import ciphertexts_limit, key_file_size
 
     model = load_model(path)
     bundle, p = model.bundle, model.bundle.checked_parameters()
@@ -183,10 +196,11 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
         "name": bundle.name,
         "description": bundle.description,
         "digest": bundle.digest,
-        "input_shape": bundle.input.packing.shape,
-        "output_shape": bundle.output.packing.shape,
-        "labels": bundle.output.labels,
-        "post": bundle.output.post,
+        "inputs": {s.name: _interface(s) for s in bundle.inputs},
+        "outputs": {
+            s.name: _interface(s) | {"labels": s.labels, "post": s.post, "promised_error": s.promised_error}
+            for s in bundle.outputs
+        },
         "security_bits": p.security_bits,
         "n": p.degree,
         "log_qp": round(p.log_qp, 2),
@@ -195,7 +209,7 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
         "promised_error": bundle.promised_error,
         "rotation_keys": len(bundle.rotations),
         "key_bytes": key_file_size(p, bundle.key_needs())[0],
-        "ciphertext_bytes": ciphertext_limit(p, bundle.input.level) // 2,
+        "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts) // 2,
         "file_bytes": path.stat().st_size,
         "operations": len(model.circuit.instructions),
         "layers": [{"layer": name, **row} for name, row in layers.items()],
@@ -205,12 +219,16 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
         emit(data | ({"circuit": model.circuit.dump().splitlines()} if circuit else {}))
         return
     facts = Table(title=f"{bundle.name} ({path})", show_header=False)
-    facts.add_row("input, output", f"{bundle.input.packing.shape} -> {bundle.output.packing.shape}")
-    facts.add_row("labels", ", ".join(bundle.output.labels) or "none")
-    facts.add_row("post-processing", bundle.output.post)
+    for i in bundle.inputs:
+        facts.add_row(f"input {i.name}", f"{i.packing.shape} in {i.low:g}..{i.high:g}{_parts(i)}")
+    for o in bundle.outputs:
+        facts.add_row(
+            f"output {o.name}",
+            f"{o.packing.shape}{_parts(o)}: {o.post} of {', '.join(o.labels) or 'unnamed'}",
+        )
+        facts.add_row("promised error", f"{o.promised_error:.2e} per logit")
     facts.add_row("security", f"{p.security_bits} bits: N = {p.degree}, log2(QP) = {p.log_qp:.1f}")
     facts.add_row("parameters", str(p))
-    facts.add_row("promised error", f"{bundle.promised_error:.2e} per logit")
     facts.add_row("evaluation keys", f"{size(data['key_bytes'])}, {len(bundle.rotations)} rotations")
     facts.add_row("ciphertext", f"{size(data['ciphertext_bytes'])} as sent")
     facts.add_row("file", size(data["file_bytes"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,10 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     source: Annotated[
-        Path, typer.Argument(metavar="IMAGE|X.npz", help="A picture, or rows as array x of an .npz.")
+        Path,
+        typer.Argument(
+            metavar="IMAGE|X.npz", help="A picture, or an .npz of rows: array x, or one array per input."
+        ),
     ],
     url: Url = DEFAULT_URL,
     model: Model = None,
@@ -28,23 +32,25 @@ def predict(
 ) -> None:
     """Have a picture (or rows of numbers) classified without showing it to the server."""
     from he_serve.client import Client
-    from he_serve.images import read_image, read_rows
+    from he_serve.images import each_row, read_image, read_rows
 
-    inputs: list[Any] = list(read_rows(source)) if source.suffix == ".npz" else [read_image(source)]
+    inputs: list[Any] = each_row(read_rows(source)) if source.suffix == ".npz" else [read_image(source)]
     with (
         progress() as report,
         Client(
             url, model=model, key_store=key_store, passphrase=passphrase(plain), progress=report
         ) as client,
     ):
-        predictions = [client.predict(x) for x in inputs]
+        predictions = [client.predict_all(x) for x in inputs]
+        several = len(client.bundle().outputs) > 1
     if as_json:
-        rows = [
-            {"label": p.label, "probabilities": p.probabilities, "timings": p.timings} for p in predictions
-        ]
-        emit({"model": client.bundle().name, "predictions": rows})
+        rows = [{name: dataclasses.asdict(p) for name, p in found.items()} for found in predictions]
+        shown = [{"outputs": row} if several else next(iter(row.values())) for row in rows]
+        emit({"model": client.bundle().name, "predictions": shown})
         return
-    for p in predictions:
-        console().print(f"{p.label} ({p.timings['round_trip']:.2f} s)", style="bold", markup=False)
-        for label, probability in sorted(p.probabilities.items(), key=lambda item: -item[1]):
-            console().print(f"  {probability:8.4f}  {label}", markup=False)
+    for found in predictions:
+        for name, p in found.items():
+            title = f"{name}: {p.label}" if several else p.label
+            console().print(f"{title} ({p.timings['round_trip']:.2f} s)", style="bold", markup=False)
+            for label, probability in sorted(p.probabilities.items(), key=lambda item: -item[1]):
+                console().print(f"  {probability:8.4f}  {label}", markup=False)

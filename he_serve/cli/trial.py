@@ -18,6 +18,7 @@ from he_serve.cli.output import Json, console, emit, progress, size
 
 if TYPE_CHECKING:
     from ckks.types import Slots
+    from he_serve.images import Rows
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def try_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx|MODEL.hem")],
-    source: Annotated[Path, typer.Option("--input", metavar="X.npz", help="Rows to run, as array x.")],
+    source: Annotated[
+        Path, typer.Option("--input", metavar="X.npz", help="Rows to run: array x, or one array per input.")
+    ],
     calibrate: Calibrate = None,
     precision: Precision = 1e-3,
     maxpool: MaxPool = None,
@@ -47,7 +50,7 @@ def try_command(
     if model.suffix not in (".onnx", ".hem"):
         raise InputError(f"{model}: give an ONNX model (.onnx) or a compiled one (.hem)")
     rows = read_rows(source)
-    original: Callable[[Slots], Slots] | None = None
+    original: Callable[[Rows], Slots] | None = None
     compile_s: float | None = None
     with progress() as report:
         if model.suffix == ".hem":
