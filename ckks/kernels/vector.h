@@ -50,11 +50,12 @@ struct VectorPermutation {
     const std::uint32_t* patterns;  // [w][w] lane numbers
 };
 
-// What is kept for long, evaluation keys and encoded weights, lies in memory in the bytes that its primes need: n residues are n uint32
-// (primes below 2^32), n uint32 and behind them n uint16 with bits 32..47 (below 2^48), or n uint64. The values are bytes a residue. Rows
-// start on a cache line: see packed.h.
+// What is kept for long, evaluation keys and encoded weights, lies in memory in the bytes that its primes need (the values here, a residue):
+// as uint32 (primes below 2^32), as blocks of 64 uint32 followed by 64 uint16 with bits 32..47 (below 2^48), or as uint64. Rows start on a
+// cache line: see packed.h.
 enum class Packing { narrow = 4, split = 6, wide = 8 };
 using Byte = unsigned char;
+constexpr std::size_t kSplitBlock = 6 * kVectorBlock;  // bytes
 
 // Whole rows: a digit, and the pair of a key that it meets.
 struct KeyTerm {
@@ -68,7 +69,6 @@ struct KeySum {
     const KeyTerm* terms;
     std::size_t count;
     Packing packing;
-    std::size_t length;  // residues a row
     const VectorPermutation* permutation;
     const u64 *moved_first, *moved_second;
     double factor;  // balanced
@@ -81,13 +81,12 @@ struct PlainTerm {
     const double *first, *second;
 };
 
-// sum_i plain_i * (first_i, second_i) on a stretch from position `start`, a multiple of kVectorBlock; results go to start, too. A plaintext
-// holds `length` residues, each for 2^log_repeat positions.
+// sum_i plain_i * (first_i, second_i) on a stretch from position `start`, a multiple of kVectorBlock; results go to start, too. Each residue of
+// a plaintext stands for 2^log_repeat positions.
 struct PlainSum {
     const PlainTerm* terms;
     std::size_t count;
     Packing packing;
-    std::size_t length;
     unsigned log_repeat;
     std::size_t start;
     u64 *out_first, *out_second;

@@ -6,36 +6,45 @@
 namespace kernels {
 namespace {
 
+constexpr std::size_t kAhead = 128;  // positions: the rows of a large sum come from memory, too many streams for a CPU to follow
 constexpr std::size_t kLine = 2;  // vectors a step: enough sums side by side to hide the latency of each
 
-// A packed row of `length` residues at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions. `fetch`
-// asks for what lies at `at` in the row.
+template <std::size_t width>
+void fetch_bytes(const Byte* x, std::size_t at) {
+    __builtin_prefetch(x + width * at);
+    if (width * kLine * W > 64) __builtin_prefetch(x + width * at + 64);
+}
+
+// A packed row at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions.
+// `fetch` asks for the cache lines of the kLine vectors from `at` on.
 struct Narrow {
-    static void fetch(const Byte* x, std::size_t, std::size_t at) { __builtin_prefetch(low(x) + at); }
-    static V load(const Byte* x, std::size_t, std::size_t k) { return Lanes::load_narrow(low(x) + k); }
-    static V repeated(const Byte* x, std::size_t, std::size_t k, unsigned log_repeat) {
+    static void fetch(const Byte* x, std::size_t at) { fetch_bytes<4>(x, at); }
+    static V load(const Byte* x, std::size_t k) { return Lanes::load_narrow(low(x) + k); }
+    static V repeated(const Byte* x, std::size_t k, unsigned log_repeat) {
         return Lanes::to_double(Lanes::repeat(low(x) + (k >> log_repeat), log_repeat));
     }
     static const std::uint32_t* low(const Byte* x) { return reinterpret_cast<const std::uint32_t*>(x); }
 };
 
 struct Split {
-    static void fetch(const Byte* x, std::size_t length, std::size_t at) {
-        __builtin_prefetch(Narrow::low(x) + at);
-        __builtin_prefetch(high(x, length) + at);
+    static void fetch(const Byte* x, std::size_t at) { fetch_bytes<6>(x, at); }
+    static V load(const Byte* x, std::size_t k) {
+        const Byte* const block = x + k / kVectorBlock * kSplitBlock;
+        return Lanes::load_split(Narrow::low(block) + k % kVectorBlock, high(block) + k % kVectorBlock);
     }
-    static V load(const Byte* x, std::size_t length, std::size_t k) { return Lanes::load_split(Narrow::low(x) + k, high(x, length) + k); }
-    static V repeated(const Byte* x, std::size_t length, std::size_t k, unsigned log_repeat) {
+    static V repeated(const Byte* x, std::size_t k, unsigned log_repeat) {
         const std::size_t at = k >> log_repeat;
-        return Lanes::to_double(Lanes::repeat(Narrow::low(x) + at, log_repeat), Lanes::repeat(high(x, length) + at, log_repeat));
+        const Byte* const block = x + at / kVectorBlock * kSplitBlock;
+        return Lanes::to_double(Lanes::repeat(Narrow::low(block) + at % kVectorBlock, log_repeat),
+                                Lanes::repeat(high(block) + at % kVectorBlock, log_repeat));
     }
-    static const std::uint16_t* high(const Byte* x, std::size_t length) { return reinterpret_cast<const std::uint16_t*>(x + 4 * length); }
+    static const std::uint16_t* high(const Byte* block) { return reinterpret_cast<const std::uint16_t*>(block + 4 * kVectorBlock); }
 };
 
 struct Wide {
-    static void fetch(const Byte* x, std::size_t, std::size_t at) { __builtin_prefetch(whole(x) + at); }
-    static V load(const Byte* x, std::size_t, std::size_t k) { return Lanes::load_integers(whole(x) + k); }
-    static V repeated(const Byte* x, std::size_t, std::size_t k, unsigned log_repeat) {
+    static void fetch(const Byte* x, std::size_t at) { fetch_bytes<8>(x, at); }
+    static V load(const Byte* x, std::size_t k) { return Lanes::load_integers(whole(x) + k); }
+    static V repeated(const Byte* x, std::size_t k, unsigned log_repeat) {
         return Lanes::load_repeated(whole(x) + (k >> log_repeat), log_repeat);
     }
     static const u64* whole(const Byte* x) { return reinterpret_cast<const u64*>(x); }
@@ -98,10 +107,12 @@ void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::s
         for (std::size_t i = 0; i < s.count; ++i) {
             sums.make_room(f);
             const KeyTerm& t = s.terms[i];
+            Row::fetch(t.first, k + kAhead);
+            Row::fetch(t.second, k + kAhead);
             for (std::size_t u = 0; u < kLine; ++u) {
                 const V x = read(t.digit, u);
-                sums.first[u].add(x, Row::load(t.first, s.length, k + u * W));
-                sums.second[u].add(x, Row::load(t.second, s.length, k + u * W));
+                sums.first[u].add(x, Row::load(t.first, k + u * W));
+                sums.second[u].add(x, Row::load(t.second, k + u * W));
             }
         }
         if (s.moved_first) {
@@ -129,7 +140,6 @@ void key_sum(const VectorPrime& p, const KeySum& s, std::size_t start, std::size
 
 template <class Row, bool periodic>
 void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
-    constexpr std::size_t ahead = 128;  // positions: every plaintext of a large sum comes from memory, too many streams for a CPU to follow
     const Field f(p);
     for (std::size_t k = 0; k < n; k += kLine * W) {
         const std::size_t at = s.start + k;
@@ -137,13 +147,13 @@ void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
         for (std::size_t i = 0; i < s.count; ++i) {
             sums.make_room(f);
             const PlainTerm& t = s.terms[i];
-            Row::fetch(t.plain, s.length, (at + ahead) >> s.log_repeat);
+            Row::fetch(t.plain, (at + kAhead) >> s.log_repeat);
             for (std::size_t u = 0; u < kLine; ++u) {
                 V x;
                 if constexpr (periodic)
-                    x = Row::repeated(t.plain, s.length, at + u * W, s.log_repeat);
+                    x = Row::repeated(t.plain, at + u * W, s.log_repeat);
                 else
-                    x = Row::load(t.plain, s.length, at + u * W);
+                    x = Row::load(t.plain, at + u * W);
                 sums.first[u].add(x, Lanes::load(t.first + k + u * W));
                 sums.second[u].add(x, Lanes::load(t.second + k + u * W));
             }
