@@ -17,7 +17,7 @@ Rows range(std::size_t start, std::size_t stop) {
 bool runs(const VectorKernels* kernels, bool supported) { return kernels != nullptr && supported; }
 
 const VectorKernels* find_kernels(const std::string& name) {
-    for (const VectorKernels* kernels : {avx512_kernels(), avx2_kernels()})
+    for (const VectorKernels* kernels : {avx512ifma_kernels(), avx512_kernels(), avx2_kernels()})
         if (kernels && kernels->name == name) return kernels;
     return nullptr;
 }
@@ -27,6 +27,8 @@ const VectorKernels* find_kernels(const std::string& name) {
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
 #if defined(__x86_64__)
+    if (runs(avx512ifma_kernels(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512ifma")))
+        names.push_back("avx512ifma");
     if (runs(avx512_kernels(), __builtin_cpu_supports("avx512f"))) names.push_back("avx512");
     if (runs(avx2_kernels(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) names.push_back("avx2");
 #endif
