@@ -15,8 +15,8 @@ import numpy as np
 
 # A butterfly of the double-precision kernels (ckks/kernels): w*x mod q as h = w*x, l = fma(w, x, -h), c = round(x * w/q) by an FMA with
 # the rounding constant and its subtraction, r = fma(-c, q, h), r + l; then u + r and u - r. Of the kernels on 52-bit integers:
-# c = high(x * w'), then u + low(w*x) - low(c*q) by two multiply-adds, and 2u less that. The reductions that keep values small, loads, stores,
-# transposes and the change from and to integers come on top: they make no part of the floor.
+# c = high(x * w'), then u + low(w*x) - low(c*q) by two multiply-adds, and 2u less that. The reductions that keep values small, loads,
+# stores, transposes and the change from and to integers come on top: they make no part of the floor.
 MULTIPLICATIONS, ADDITIONS = 4, 4
 WHOLE_MULTIPLICATIONS, WHOLE_ADDITIONS = 3, 2
 FORMULA = (

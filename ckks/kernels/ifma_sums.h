@@ -51,6 +51,7 @@ struct FromConversion {
         for (std::size_t i = 0; i <= (Count ? Count : count); ++i) sum.add(from_double(y + i * stride + k, magic), constants[i]);
         return sum.flush(f, radix_);
     }
+    const void* address() const { return y; }
 };
 
 // One source is centred, so -2^48 < y < 2^48: a multiple of q between 2^49 and 2^50 makes it positive. In 2.
@@ -62,6 +63,7 @@ struct FromCentred {
     FromCentred(const Field& field, const double* from)
         : f(field), y(from), offset(_mm512_set1_pd(0x1p52 + static_cast<double>((u64(1) << 50) / field.prime * field.prime))) {}
     [[gnu::always_inline]] V operator()(std::size_t k) const { return f.reduce(from_double(y + k, offset)); }
+    const void* address() const { return y; }
 };
 
 template <class Store>

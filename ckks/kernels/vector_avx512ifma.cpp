@@ -9,6 +9,7 @@ namespace {
 struct FromIntegers {
     const u64* x;
     V operator()(std::size_t k) const { return load(x + k); }
+    const void* address() const { return x; }
 };
 
 struct ToIntegers {
