@@ -15,19 +15,22 @@ constexpr std::size_t kRows = std::size_t(1) << S;
 
 // How values are kept below 2^52 on their way through the stages of a forward transform. A butterfly keeps x and multiplies y, giving x +- r with
 // r in 2; x may have any size below 2^52, and so may y. N <= 2^16.
-//   roomy, 68q <= 2^52: what enters is in 4; half of the values, from which all results descend, start with 2*log2(N) more, so that differences stay
-//     positive; after at most 16 stages they are below 4 + 32 + 32.
+//   roomy, 70q <= 2^52: what enters is in 4; half of the values, from which all results descend, start with 2*log2(N) more, so that differences stay
+//     positive; after at most 16 stages they are below 4 + 32 + 32 .
 //   usual, 12q <= 2^52, and tight: in each pass the first row (tight: every row that the first stage keeps) is reduced to 2, and differences have 2q
 //     added. Three stages lead from 2 to 8; the rows of the upper half enter in 8 and are multiplied at once. Usual: the second row,
-//     kept for two stages, grows from 8 to 12 before it is multiplied. Tight: no row passes 8, and 8q < 2^52.
+//     kept for two stages, grows from 8 to 12 before it is multiplied. Tight: no row passes 8, and 8q < 2^52; results are reduced once more.
 enum class Room { roomy, usual, tight };
 
 Room room(u64 q) {
     constexpr u64 limit = u64(1) << 52;
-    return q <= limit / 68 ? Room::roomy : q <= limit / 12 ? Room::usual : Room::tight;
+    return q <= limit / 70 ? Room::roomy : q <= limit / 12 ? Room::usual : Room::tight;
 }
 
 // x + r is made on top of x, then x - r = 2x - (x + r): one operation less than by way of r.
+// Results are below this multiple of q.
+constexpr u64 bound_of(Room r) { return r == Room::roomy ? 68 : r == Room::usual ? 8 : 2; }
+
 template <Room R>
 [[gnu::always_inline]] inline void butterfly(const Field& f, V twice, V& x, V& y, const Factors& w) {
     const V quotient = add_high(_mm512_setzero_si512(), y, w.quotient), double_x = add(x, R == Room::roomy ? x : add(x, twice));
@@ -118,7 +121,7 @@ bool downwards(const void* x, const void* a) {
     return (reinterpret_cast<std::uintptr_t>(x) - reinterpret_cast<std::uintptr_t>(a)) % 4096 > 2048;
 }
 
-// Load: value at position k, in 4; address: where that of position 0 comes from. Store: position k, value below 2^52.
+// Load: value at position k, in 4; address: where that of position 0 comes from. Store: position k, value below bound_of(R).
 template <Room R, class Store>
 class Forward {
 public:
@@ -173,7 +176,7 @@ private:
         transpose(x);
         forward_stages<3, R>(f, x, StageFactors(p_.whole_tail + start / 8 * 14).w);
         transpose(x);
-        for (std::size_t i = 0; i < 8; ++i) store(start + i * W, x[i]);
+        for (std::size_t i = 0; i < 8; ++i) store(start + i * W, R == Room::tight ? f.reduce(x[i]) : x[i]);
     }
 
     const VectorPrime& p_;

@@ -6,8 +6,9 @@
 namespace kernels {
 namespace {
 
-// A sum of products of integers below 2^52, in two operations each: high * 2^52 + low. Of T products of factors below A and B the sum must stay below
-// 2^104, and T below 2^12 - 4 for what the low half and a rest of an earlier flush may carry.
+// A sum of products in two operations each: high * 2^52 + low, with carries in the upper bits of low. `divided` is its value times 2^-52 (Montgomery
+// 1985): the multiple m*q of q that agrees in the low 52 bits is taken away. At most kMaxSources + 1 products of x < 2^50 and y < q are below 3q * 2^52,
+// so the result, with q added to be positive, is in 4.
 struct MultiplyAdd {
     V high = _mm512_setzero_si512(), low = _mm512_setzero_si512();
 
@@ -15,15 +16,20 @@ struct MultiplyAdd {
         low = add_low(low, x, y);
         high = add_high(high, x, y);
     }
-    // Into 4: low + high * 2^52, each multiplied or reduced into 2. radix = 2^52 mod q.
-    [[gnu::always_inline]] V flush(const Field& f, const Factors& radix) const {
-        const V zero = _mm512_setzero_si512(), top = kernels::add(high, _mm512_srli_epi64(low, 52));
-        const V quotients[2] = {add_high(zero, top, radix.quotient), add_high(zero, low, f.one)};
-        return add_low(add_low(add_low(low, top, radix.value), quotients[0], f.minus), quotients[1], f.minus);
+    // inverse: of q modulo 2^52.
+    [[gnu::always_inline]] V divided(const Field& f, V inverse) const {
+        const V zero = _mm512_setzero_si512(), m = add_low(zero, low, inverse);
+        const V top = kernels::add(kernels::add(high, f.q), _mm512_srli_epi64(low, 52));
+        return sub(top, add_high(zero, m, f.q));
     }
 };
 
-WholeFactor radix(const Field& f) { return f.factor(static_cast<double>((u64(1) << 52) % f.prime)); }
+// q^-1 modulo 2^52: each step doubles the bits that are right, from three for any odd q.
+u64 inverse_of(u64 q) {
+    u64 x = q;
+    for (int step = 0; step < 5; ++step) x *= 2 - q * x;
+    return x & ((u64(1) << 52) - 1);
+}
 
 // y as VectorKernels::overflow leaves it, a double: whole numbers from -2^48 to 2^50 with `offset` added to be positive; 2^52 more puts them into the
 // low bits.
@@ -31,25 +37,25 @@ WholeFactor radix(const Field& f) { return f.factor(static_cast<double>((u64(1) 
     return _mm512_castpd_si512(_mm512_add_pd(_mm512_loadu_pd(y), offset));
 }
 
-// The value of a conversion at k, in 4. y < 2^50, constants < 2^49, at most kMaxSources + 1 of them. Count: the number of sources where that is common,
-// else 0.
+// The value of a conversion at k, in 4; its constants are held times 2^52. Count: the number of sources where that is common, else 0.
 template <std::size_t Count>
 struct FromConversion {
     const Field f;
-    const Factors radix_;
     const double* y;
     const std::size_t count, stride;
+    const V inverse;
     V constants[kMaxSources + 1];
 
     FromConversion(const Field& field, const VectorConversion& c, const double* from, std::size_t distance)
-        : f(field), radix_(radix(field)), y(from), count(Count ? Count : c.count), stride(distance) {
-        for (std::size_t i = 0; i <= count; ++i) constants[i] = all(f.factor(c.factors[i]).value);
+        : f(field), y(from), count(Count ? Count : c.count), stride(distance), inverse(all(inverse_of(field.prime))) {
+        for (std::size_t i = 0; i <= count; ++i)
+            constants[i] = all(static_cast<u64>((static_cast<unsigned __int128>(f.factor(c.factors[i]).value) << 52) % f.prime));
     }
     [[gnu::always_inline]] V operator()(std::size_t k) const {
         const __m512d magic = _mm512_set1_pd(0x1p52);
         MultiplyAdd sum;
         for (std::size_t i = 0; i <= (Count ? Count : count); ++i) sum.add(from_double(y + i * stride + k, magic), constants[i]);
-        return sum.flush(f, radix_);
+        return sum.divided(f, inverse);
     }
     const void* address() const { return y; }
 };

@@ -34,18 +34,16 @@ struct ToDoubles {
     }
 };
 
-// The end of a division, (x - v) * factor.
+// The end of a division, (x - v) * factor. A multiple of q that v is below makes the difference positive: x plus that is in 69 (roomy), 9 or 3.
 struct ToQuotient {
     const Field f;
     const u64* x;
     u64* out;
     const Factors factor;
-    const V twice;
+    const V above;
     ToQuotient(const Field& field, const VectorFactor& by, const u64* from, u64* to)
-        : f(field), x(from), out(to), factor(field.factor(by.value)), twice(add(field.q, field.q)) {}
-    void operator()(std::size_t k, V v) const {
-        store(out + k, f.finish(f.times(sub(add(load(x + k), twice), f.reduce(v)), factor)));
-    }
+        : f(field), x(from), out(to), factor(field.factor(by.value)), above(all(bound_of(room(field.prime)) * field.prime)) {}
+    void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.times(sub(add(load(x + k), above), v), factor))); }
 };
 
 void forward(const VectorPrime& p, const u64* x, u64* out) {
