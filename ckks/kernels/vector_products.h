@@ -60,6 +60,15 @@ struct PairSums {
     explicit PairSums(const VectorPrime& p) : grid(Lanes::all(p.grid)), max_terms(p.max_terms), room(p.max_terms) {
         for (std::size_t u = 0; u < kLine; ++u) first[u] = second[u] = {grid, Lanes::all(0.0)};
     }
+    // Interrupts a sum, and goes on with it; the room that is left is the same at all positions.
+    [[gnu::always_inline]] std::size_t keep(MultiplyAdd* kept_first, MultiplyAdd* kept_second) const {
+        for (std::size_t u = 0; u < kLine; ++u) kept_first[u] = first[u], kept_second[u] = second[u];
+        return room;
+    }
+    [[gnu::always_inline]] void resume(const MultiplyAdd* kept_first, const MultiplyAdd* kept_second, std::size_t left) {
+        for (std::size_t u = 0; u < kLine; ++u) first[u] = kept_first[u], second[u] = kept_second[u];
+        room = left;
+    }
     // Before each product.
     [[gnu::always_inline]] void make_room(const Field& f) {
         if (room == 0) {
@@ -97,31 +106,52 @@ struct Permuted {
     V operator()(const u64* x, std::size_t u) const { return Lanes::to_double(Lanes::permute(Lanes::load_bits(x + at[u]), pattern[u])); }
 };
 
+// Rows of keys and digits lie about a power of two apart: read side by side, more than a few of them put each other out of the caches before a line has
+// been used. So a stretch of a few terms at a time, with the sums of the stretch kept in the first-level cache.
+constexpr std::size_t kTogether = 3, kStretch = 512;
+
 template <class Row, class Reader>
 void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::size_t n) {
+    constexpr std::size_t step = kLine * W;
     const Field f(p);
     const V factor = Lanes::all(s.factor);
-    for (std::size_t k = start; k < start + n; k += kLine * W) {
-        const Reader read(s, k);
-        PairSums sums(p);
-        for (std::size_t i = 0; i < s.count; ++i) {
-            sums.make_room(f);
-            const KeyTerm& t = s.terms[i];
-            Row::fetch(t.first, k + kAhead);
-            Row::fetch(t.second, k + kAhead);
-            for (std::size_t u = 0; u < kLine; ++u) {
-                const V x = read(t.digit, u);
-                sums.first[u].add(x, Row::load(t.first, k + u * W));
-                sums.second[u].add(x, Row::load(t.second, k + u * W));
+    MultiplyAdd kept[kStretch / step][2][kLine];
+    for (std::size_t at = start; at < start + n; at += kStretch) {
+        const std::size_t end = at + kStretch < start + n ? at + kStretch : start + n;
+        std::size_t room = p.max_terms;
+        for (std::size_t i = 0; i < s.count; i += kTogether) {
+            const std::size_t stop = i + kTogether < s.count ? i + kTogether : s.count;
+            std::size_t left = room;
+            for (std::size_t k = at; k < end; k += step) {
+                const Reader read(s, k);
+                auto& [first, second] = kept[(k - at) / step];
+                PairSums sums(p);
+                if (i > 0) sums.resume(first, second, room);
+                for (std::size_t term = i; term < stop; ++term) {
+                    sums.make_room(f);
+                    const KeyTerm& t = s.terms[term];
+                    Row::fetch(t.first, k + kAhead);
+                    Row::fetch(t.second, k + kAhead);
+                    for (std::size_t u = 0; u < kLine; ++u) {
+                        const V x = read(t.digit, u);
+                        sums.first[u].add(x, Row::load(t.first, k + u * W));
+                        sums.second[u].add(x, Row::load(t.second, k + u * W));
+                    }
+                }
+                if (stop < s.count) {
+                    left = sums.keep(first, second);
+                    continue;
+                }
+                if (s.moved_first) {
+                    sums.make_room(f);
+                    for (std::size_t u = 0; u < kLine; ++u) sums.first[u].add(read(s.moved_first, u), factor);
+                    if (s.moved_second)
+                        for (std::size_t u = 0; u < kLine; ++u) sums.second[u].add(read(s.moved_second, u), factor);
+                }
+                sums.store(f, s.out_first + k, s.out_second + k);
             }
+            room = left;
         }
-        if (s.moved_first) {
-            sums.make_room(f);
-            for (std::size_t u = 0; u < kLine; ++u) sums.first[u].add(read(s.moved_first, u), factor);
-            if (s.moved_second)
-                for (std::size_t u = 0; u < kLine; ++u) sums.second[u].add(read(s.moved_second, u), factor);
-        }
-        sums.store(f, s.out_first + k, s.out_second + k);
     }
 }
 
