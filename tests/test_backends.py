@@ -276,6 +276,23 @@ def test_key_product_with_an_automorphism(name: str, kind: str) -> None:
         everywhere(name, "key_switch", narrow[0], key, level, element, wide[:1])
 
 
+@pytest.mark.parametrize("kind", ["random", "largest"])
+def test_key_products_of_more_digits_than_are_summed_at_a_time(kind: str) -> None:
+    """Ten digits of 49 bits: sums are interrupted after every few, and reduced after every eighth product."""
+    degree = 1 << 15
+    primes = sorted(primes_near(degree, 49, 11))
+    p = Parameters(degree, tuple(primes[:10]), (primes[10],), 1)
+    rows = p.extended_rows(p.max_level)
+    digits, wide = residues(p, rows, 10, kind=kind), residues(p, rows, 2, kind=kind, seed=2)
+    key = KeySwitchKey.from_residues(p, residues(p, rows, 10, 2, kind=kind, seed=3), p.max_level)
+    for element, moved in ((1, None), (5, wide)):
+        expected = ReferenceBackend(p).key_product(digits, key, p.max_level, element, moved)
+        for name in CPUS:
+            assert_same(
+                CpuBackend(p, 2, name).key_product(digits, key, p.max_level, element, moved), expected
+            )
+
+
 def test_the_widest_conversion_at_the_largest_primes() -> None:
     """Eleven sources of 49 bits are the most that the vector kernels take; a digit of twelve runs on integers."""
     degree = 1 << 16
