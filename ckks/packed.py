@@ -1,8 +1,8 @@
 """Residues as they are kept for long, in memory and on the server's disk: each row in the bytes that its prime needs.
 
 Evaluation keys and encoded weights are read from memory once per use, and reading them is what limits the operations that use them.
-A row of n residues is n uint32 for a prime below 2^32; n uint32 and behind them n uint16 with bits 32..47 for one below
-2^48; else n uint64. Every row is padded to a multiple of 64 bytes. ckks/kernels/packed.h reads the same.
+A row is uint32 for a prime below 2^32; for one below 2^48 blocks of 64 uint32, each followed by 64 uint16 with bits 32..47; else
+uint64. It is padded to a multiple of 64 residues. ckks/kernels/packed.h reads the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_ROW_ALIGNMENT = 64
+_BLOCK = 64  # residues
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -27,41 +27,49 @@ class Packed:
 
     def unpack(self) -> npt.NDArray[np.uint64]:
         """The residues as uint64 [...][row][length]."""
-        n = self.length
-        out = np.empty((*self.data.shape[:-1], len(self.moduli), n), np.uint64)
-        start = 0
+        shape = self.data.shape[:-1]
+        out = np.empty((*shape, len(self.moduli), self.length), np.uint64)
+        start, count = 0, -(-self.length // _BLOCK)
         for i, q in enumerate(self.moduli):
-            row = self.data[..., start : start + packed_bytes((q,), n)]
-            if _width(q) == 8:
-                out[..., i, :] = row[..., : 8 * n].view("<u8")
+            width, end = _width(q), start + packed_bytes((q,), self.length)
+            blocks = self.data[..., start:end].reshape(*shape, count, width * _BLOCK)
+            if width == 8:
+                row = blocks.view("<u8")
             else:
-                out[..., i, :] = row[..., : 4 * n].view("<u4")
-            if _width(q) == 6:
-                out[..., i, :] |= row[..., 4 * n : 6 * n].view("<u2").astype(np.uint64) << np.uint64(32)
-            start += row.shape[-1]
+                row = blocks[..., : 4 * _BLOCK].view("<u4").astype(np.uint64)
+            if width == 6:
+                row |= blocks[..., 4 * _BLOCK :].view("<u2").astype(np.uint64) << np.uint64(32)
+            out[..., i, :] = row.reshape(*shape, count * _BLOCK)[..., : self.length]
+            start = end
         return out
 
 
 def pack(residues: npt.NDArray[np.uint64], moduli: tuple[int, ...]) -> Packed:
     """Residues uint64 [...][row][length], each below the modulus of its row, packed."""
-    n = residues.shape[-1]
-    data = np.zeros((*residues.shape[:-2], packed_bytes(moduli, n)), np.uint8)
+    shape, length = residues.shape[:-2], residues.shape[-1]
+    padding, count = -length % _BLOCK, -(-length // _BLOCK)
+    data = np.empty((*shape, packed_bytes(moduli, length)), np.uint8)
     start = 0
     for i, q in enumerate(moduli):
-        row, x = data[..., start : start + packed_bytes((q,), n)], residues[..., i, :]
-        if _width(q) == 8:
-            row[..., : 8 * n].view("<u8")[...] = x
+        width, end = _width(q), start + packed_bytes((q,), length)
+        row = residues[..., i, :]
+        if padding:
+            row = np.concatenate([row, np.zeros((*shape, padding), np.uint64)], axis=-1)
+        row = row.reshape(*shape, count, _BLOCK)
+        blocks = data[..., start:end].reshape(*shape, count, width * _BLOCK)
+        if width == 8:
+            blocks.view("<u8")[...] = row
         else:
-            row[..., : 4 * n].view("<u4")[...] = x & np.uint64(0xFFFFFFFF)
-        if _width(q) == 6:
-            row[..., 4 * n : 6 * n].view("<u2")[...] = x >> np.uint64(32)
-        start += row.shape[-1]
-    return Packed(data, moduli, n)
+            blocks[..., : 4 * _BLOCK].view("<u4")[...] = row & np.uint64(0xFFFFFFFF)
+        if width == 6:
+            blocks[..., 4 * _BLOCK :].view("<u2")[...] = row >> np.uint64(32)
+        start = end
+    return Packed(data, moduli, length)
 
 
 def packed_bytes(moduli: tuple[int, ...], length: int) -> int:
     """Bytes of one polynomial of `length` residues a row."""
-    return sum(-(-_width(q) * length // _ROW_ALIGNMENT) * _ROW_ALIGNMENT for q in moduli)
+    return sum(_width(q) * _BLOCK * -(-length // _BLOCK) for q in moduli)
 
 
 def _width(q: int) -> int:

@@ -22,7 +22,7 @@ from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import instruction_sets
 from ckks.packed import pack
 from ckks.parameters import Parameters
-from ckks.primes import ntt_primes, smallest_root
+from ckks.primes import is_prime, ntt_primes, smallest_root
 from ckks.types import KeySwitchKey, Residues
 
 # name: log2 N, bits of a data prime, of a special prime, data limbs, special primes, limbs per digit. 49 bits: the last primes below 2^49,
@@ -133,20 +133,63 @@ def test_transforms(name: str, kind: str) -> None:
     everywhere(name, "inverse", x, rows)
 
 
+def around(degree: int, limit: int) -> tuple[int, int]:
+    """The last prime for rings of this degree up to `limit` and the first beyond."""
+    below = limit // (2 * degree) * 2 * degree + 1
+    below = next(q for q in range(below, 0, -2 * degree) if q <= limit and is_prime(q))
+    return below, next(q for q in range(below + 2 * degree, 2 * limit, 2 * degree) if is_prime(q))
+
+
+def primes_at_the_limits(degree: int) -> tuple[int, ...]:
+    """Primes on both sides of the sizes where the vector kernels change how they reduce, and the last below 2^49.
+
+    The sizes are 2^45 on doubles, 2^52/70 and 2^52/12 on integers.
+    """
+    limits = (2**45, 2**52 // 70, 2**52 // 12)
+    return (*(q for limit in limits for q in around(degree, limit)), around(degree, 2**49)[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_transforms_of_the_largest_ring(kind: str) -> None:
-    """Most passes, at the primes on both sides of 2^45, where the vector kernels cease to reduce on the way, and last below 2^49."""
-    degree = 1 << 16
-    around = sorted(ntt_primes(degree, 45, 12))
-    primes = [q for q in around if q < 2**45][-1:] + [q for q in around if q > 2**45][:1]
-    p = Parameters(degree, (*primes, *primes_near(degree, 49, 2)[-1:]), (primes_near(degree, 50, 1)), 1)
-    rows = (0, 1, 2)
+    """Most passes, at the primes where bounds are tightest."""
+    primes = primes_at_the_limits(1 << 16)
+    p = Parameters(1 << 16, primes, primes_near(1 << 16, 50, 1), 1)
+    rows = p.data_rows(len(primes) - 1)
     x = residues(p, rows, kind=kind)
     values, back = ReferenceBackend(p).forward(x, rows), ReferenceBackend(p).inverse(x, rows)
     for name in CPUS:
         cpu = CpuBackend(p, 1, name)
         assert_same(cpu.forward(x, rows), values)
         assert_same(cpu.inverse(x, rows), back)
+
+
+@pytest.mark.parametrize("kind", ["random", "largest", "alternating"])
+@pytest.mark.parametrize("digit_limbs", [1, 4])
+def test_conversions_at_the_limits(kind: str, digit_limbs: int) -> None:
+    """Conversions into, and divisions at, each of the primes where bounds are tightest, from small and from large ones."""
+    degree = 1 << 15
+    primes = primes_at_the_limits(degree)
+    small, special = (
+        ntt_primes(degree, 24, 4),
+        tuple(q for q in primes_near(degree, 49, 6) if q not in primes)[-4:],
+    )
+    p = Parameters(degree, (*small, *primes), special, digit_limbs)
+    level, reference = p.max_level, ReferenceBackend(p)
+    x = residues(p, p.data_rows(level), 2, kind=kind)
+    wide = residues(p, p.extended_rows(level), 2, kind=kind)
+    expected = (
+        reference.decompose(x[0], level),
+        reference.rescale(x, level),
+        reference.mod_down(wide, level),
+    )
+    for name in CPUS:
+        cpu = CpuBackend(p, 1, name)
+        for got, want in zip(
+            (cpu.decompose(x[0], level), cpu.rescale(x, level), cpu.mod_down(wide, level)),
+            expected,
+            strict=True,
+        ):
+            assert_same(got, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,6 +274,23 @@ def test_key_product_with_an_automorphism(name: str, kind: str) -> None:
                 got = everywhere(name, "key_product", digits, key, level, element, moved[:halves])
                 assert_same(got, expected)
         everywhere(name, "key_switch", narrow[0], key, level, element, wide[:1])
+
+
+@pytest.mark.parametrize("kind", ["random", "largest"])
+def test_key_products_of_more_digits_than_are_summed_at_a_time(kind: str) -> None:
+    """Ten digits of 49 bits: sums are interrupted after every few, and reduced after every eighth product."""
+    degree = 1 << 15
+    primes = sorted(primes_near(degree, 49, 11))
+    p = Parameters(degree, tuple(primes[:10]), (primes[10],), 1)
+    rows = p.extended_rows(p.max_level)
+    digits, wide = residues(p, rows, 10, kind=kind), residues(p, rows, 2, kind=kind, seed=2)
+    key = KeySwitchKey.from_residues(p, residues(p, rows, 10, 2, kind=kind, seed=3), p.max_level)
+    for element, moved in ((1, None), (5, wide)):
+        expected = ReferenceBackend(p).key_product(digits, key, p.max_level, element, moved)
+        for name in CPUS:
+            assert_same(
+                CpuBackend(p, 2, name).key_product(digits, key, p.max_level, element, moved), expected
+            )
 
 
 def test_the_widest_conversion_at_the_largest_primes() -> None:

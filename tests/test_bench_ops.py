@@ -23,6 +23,7 @@ from bench import matvec, ops
 from bench._cases import Case, Pair, compare_cases
 from bench._floor import Floor
 from bench._ours import HOISTED, Ours, operations
+from ckks.kernels._cpu import instruction_sets
 from ckks.primes import ntt_primes
 from ckks.types import Slots
 
@@ -141,15 +142,19 @@ def test_seal_runs_on_the_same_keys_and_ciphertexts(monkeypatch: pytest.MonkeyPa
 def test_the_ntt_is_held_against_a_floor_below_it() -> None:
     refused: list[str] = []
     rows = ops.against_floor(refused)
-    floor = Floor.build(1 << 14)
+    floors = [Floor.build(1 << 14, whole) for whole in (False, instruction_sets()[0] == "avx512ifma")]
+    floor = floors[-1]
     if floor is None:
         assert "compiler" in refused[0]
         return
     (row,) = rows
     assert row.ours_error == 0.0 and 0 < row.ratio < 1
-    # 114,688 butterflies of 8 operations on 2 to 8 lanes, 2 to 4 a cycle, at 1 to 6 GHz.
-    assert 114_688 * 8 / (8 * 4) / 6e9 < row.other_s < 114_688 * 8 / (2 * 1) / 1e9
-    larger = Floor(1 << 15, floor.pair_ns).seconds(0.01)
+    # 114,688 butterflies of 5 or 8 operations on 2 to 8 lanes, 1 to 4 a cycle, at 1 to 6 GHz.
+    assert 114_688 * 5 / (8 * 4) / 6e9 < row.other_s < 114_688 * 8 / (2 * 1) / 1e9
+    assert floors[0] is not None and floor.seconds(0.01) < 1.2 * floors[0].seconds(
+        0.01
+    )  # the fewer operations, the faster
+    larger = replace(floor, degree=1 << 15).seconds(0.01)
     assert larger / floor.seconds(0.01) == pytest.approx(2 * 15 / 14, rel=0.5)
 
 

@@ -32,7 +32,9 @@ def test_residues_survive(moduli: list[int], length: int, count: int, seed: int)
 def test_bytes_of_a_row() -> None:
     for q, width in WIDTHS.items():
         assert packed_bytes((q,), 1024) == 1024 * width
-        assert packed_bytes((q,), 2) == 64
+        assert packed_bytes((q,), 2) == packed_bytes((q,), 64) == 64 * width
     assert packed_bytes((2**30, 2**40, 2**50), 16384) == 16384 * 18
-    packed = pack(np.array([[0x123456789ABC, 1]], dtype=np.uint64), (2**48 - 1,))
-    assert packed.data[:12].tobytes() == bytes.fromhex("bc9a7856 01000000 3412 0000")
+    packed = pack(np.arange(100, dtype=np.uint64)[None] << np.uint64(30), (2**48 - 1,))
+    low, high = packed.data[384:640].view("<u4"), packed.data[640:].view("<u2")
+    assert low[:36].tolist() == [(k << 30) % 2**32 for k in range(64, 100)] and not low[36:].any()
+    assert high[:36].tolist() == [k >> 2 for k in range(64, 100)] and not high[36:].any()

@@ -1,7 +1,7 @@
 """The C++ backend, on a few threads. Agrees with `reference` bit for bit.
 
-Primes below 2^49 run as doubles on AVX-512 or AVX2 lanes where the CPU has them; other primes, and all elsewhere,
-as 64-bit integers.
+Primes below 2^49 run on AVX-512 or AVX2 lanes where the CPU has them, as doubles or, with AVX-512 IFMA, as 52-bit integers; other
+primes, and all elsewhere, as 64-bit integers.
 """
 
 from __future__ import annotations

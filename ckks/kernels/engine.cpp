@@ -17,7 +17,7 @@ Rows range(std::size_t start, std::size_t stop) {
 bool runs(const VectorKernels* kernels, bool supported) { return kernels != nullptr && supported; }
 
 const VectorKernels* find_kernels(const std::string& name) {
-    for (const VectorKernels* kernels : {avx512_kernels(), avx2_kernels()})
+    for (const VectorKernels* kernels : {avx512ifma_kernels(), avx512_kernels(), avx2_kernels()})
         if (kernels && kernels->name == name) return kernels;
     return nullptr;
 }
@@ -27,6 +27,8 @@ const VectorKernels* find_kernels(const std::string& name) {
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
 #if defined(__x86_64__)
+    if (runs(avx512ifma_kernels(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512ifma")))
+        names.push_back("avx512ifma");
     if (runs(avx512_kernels(), __builtin_cpu_supports("avx512f"))) names.push_back("avx512");
     if (runs(avx2_kernels(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) names.push_back("avx2");
 #endif
@@ -167,13 +169,15 @@ Buffer<u64> Engine::load_digits(const u64* x, std::size_t level) {
 
 void Engine::decompose(const u64* x, u64* out, std::size_t level) {
     const std::size_t extended = level + 1 + special_count(), stride = Basis::scratch_size(digit_limbs_, degree_);
+    const std::size_t digits = digit_count(level);
     const Buffer<u64> scratch = load_digits(x, level);
-    pool_.run(digit_count(level) * extended, [&](std::size_t i) {
-        const std::size_t j = i / extended, row = extended_row(i % extended, level);
+    pool_.run(extended * digits, [&](std::size_t i) {  // row by row: the digits of one share the tables of its transform
+        const std::size_t j = i % digits, row = extended_row(i / digits, level);
+        u64* const to = out + (j * extended + i / digits) * degree_;
         if (row <= level && row / digit_limbs_ == j)
-            std::copy_n(x + row * degree_, degree_, out + i * degree_);
+            std::copy_n(x + row * degree_, degree_, to);
         else
-            digit_basis(j, level).convert(scratch.get() + j * stride, out + i * degree_, row);
+            digit_basis(j, level).convert(scratch.get() + j * stride, to, row);
     });
 }
 
@@ -240,16 +244,16 @@ void Engine::divide(const u64* x, u64* out, std::size_t polys, std::size_t kept,
     const std::size_t dropped = basis.source().size(), rows = kept + dropped, tiles = degree_ / kTile;
     const std::size_t stride = Basis::scratch_size(dropped, degree_);
     const Buffer<u64> scratch = make_buffer<u64>(polys * stride);
-    pool_.run(polys * dropped, [&](std::size_t i) {
-        const std::size_t p = i / dropped;
-        basis.load(i % dropped, x + (p * rows + kept + i % dropped) * degree_, scratch.get() + p * stride);
+    pool_.run(dropped * polys, [&](std::size_t i) {  // row by row, here and below: the polynomials share the tables of a row's transform
+        const std::size_t p = i % polys, source = i / polys;
+        basis.load(source, x + (p * rows + kept + source) * degree_, scratch.get() + p * stride);
     });
     pool_.run(polys * tiles, [&](std::size_t task) {
         basis.settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile);
     });
-    pool_.run(polys * kept, [&](std::size_t i) {
-        const std::size_t p = i / kept, row = i % kept;
-        basis.divide(scratch.get() + p * stride, x + (p * rows + row) * degree_, out + i * degree_, row);
+    pool_.run(kept * polys, [&](std::size_t i) {
+        const std::size_t p = i % polys, row = i / polys;
+        basis.divide(scratch.get() + p * stride, x + (p * rows + row) * degree_, out + (p * kept + row) * degree_, row);
     });
 }
 

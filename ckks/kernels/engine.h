@@ -14,7 +14,7 @@ namespace kernels {
 using Rows = std::vector<std::size_t>;
 using Products = std::vector<std::pair<std::size_t, std::size_t>>;  // (term, plaintext)
 
-// What this machine can run, best first: of "avx512", "avx2" and "portable".
+// What this machine can run, best first: of "avx512ifma", "avx512", "avx2" and "portable".
 std::vector<std::string> instruction_sets();
 
 // Arrays are [polys][rows][N] unless stated; residues in [0, q) on entry and exit. Callers have checked every size.

@@ -5,7 +5,7 @@ namespace kernels {
 Row::Row(std::size_t degree, u64 prime, u64 psi, const VectorKernels* kernels)
     : degree_(degree), modulus_(prime), kernels_(kernels) {
     if (kernels && prime < kVectorPrimeLimit) {
-        vector_.emplace(degree, modulus_, psi, kernels->lanes);
+        vector_.emplace(degree, modulus_, psi, *kernels);
     } else {
         integer_.emplace(degree, prime, psi);
         plain_scale_ = integer_->scale(1);

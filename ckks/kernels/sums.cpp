@@ -10,8 +10,8 @@ namespace {
 constexpr std::size_t kBlock = Accumulator::kBlock;
 
 // Positions at..at+size-1 of a packed row, or those they stand for.
-void unpack(Packing packing, const Byte* row, std::size_t length, unsigned log_repeat, std::size_t at, std::size_t size, u64* out) {
-    for (std::size_t k = 0; k < size; ++k) out[k] = packed_residue(packing, row, length, (at + k) >> log_repeat);
+void unpack(Packing packing, const Byte* row, unsigned log_repeat, std::size_t at, std::size_t size, u64* out) {
+    for (std::size_t k = 0; k < size; ++k) out[k] = packed_residue(packing, row, (at + k) >> log_repeat);
 }
 
 }  // namespace
@@ -21,7 +21,7 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
     if (vector_) {
         const VectorPermutation view = s.permutation ? s.permutation->view() : VectorPermutation{};
         return kernels_->key_sum(vector_->prime(),
-                                 {s.terms.data(), s.terms.size(), packing, degree_, s.permutation ? &view : nullptr, s.moved_first,
+                                 {s.terms.data(), s.terms.size(), packing, s.permutation ? &view : nullptr, s.moved_first,
                                   s.moved_second, static_cast<double>(s.factor), first, second},
                                  start, n);
     }
@@ -36,7 +36,7 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
             read(t.digit);
             const Byte* const rows[2] = {t.first, t.second};
             for (std::size_t p = 0; p < 2; ++p) {
-                unpack(packing, rows[p], degree_, 0, at, size, factors);
+                unpack(packing, rows[p], 0, at, size, factors);
                 sums[p].add_products(line, factors);
             }
         }
@@ -57,7 +57,6 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
 void Row::plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, std::span<const PlainOperands> sums, unsigned log_repeat,
                      std::size_t start, std::size_t n) const {
     const Packing packing = packing_of(modulus_.q);
-    const std::size_t length = degree_ >> log_repeat;
     if (vector_) {
         constexpr std::size_t stretch = 256;  // 4 KiB of a term: a few dozen fit the second-level cache
         const Buffer<double> staged = make_buffer<double>(2 * stretch * terms.size());
@@ -74,7 +73,7 @@ void Row::plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, s
                     products.push_back({sum.plains + plain * sum.stride, first, first + stretch});
                 }
                 kernels_->plain_sum(vector_->prime(),
-                                    {products.data(), products.size(), packing, length, log_repeat, at, sum.out_first, sum.out_second},
+                                    {products.data(), products.size(), packing, log_repeat, at, sum.out_first, sum.out_second},
                                     stretch);
             }
         }
@@ -86,7 +85,7 @@ void Row::plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, s
         for (const PlainOperands& sum : sums) {
             Accumulator totals[2] = {{modulus_, size}, {modulus_, size}};
             for (const auto& [term, plain] : sum.products) {
-                unpack(packing, sum.plains + plain * sum.stride, length, log_repeat, at, size, line);
+                unpack(packing, sum.plains + plain * sum.stride, log_repeat, at, size, line);
                 totals[0].add_products(line, terms[term].first + at);
                 totals[1].add_products(line, terms[term].second + at);
             }

@@ -1,8 +1,8 @@
-// Residues as doubles: kernels for primes below 2^49, compiled once per instruction set (vector_*.cpp) and chosen at run time.
+// Vector kernels for primes below 2^49, compiled once per instruction set (vector_*.cpp) and chosen at run time.
 //
-// A residue is any integer-valued double of the right class; |x| <= B*q is written "x in B". In memory the callers' arrays hold uint64 in
-// [0, q); doubles live in scratch only. Nothing here is a template or inline function: those would be compiled with
-// different flags under one name.
+// Two arithmetics: doubles with fused multiply-add (vector_field.h), and 52-bit integers where a CPU multiplies those (ifma_field.h). In memory
+// the callers' arrays hold uint64 in [0, q); anything else lives in scratch only. Nothing here is a template or inline
+// function: those would be compiled with different flags under one name.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +25,11 @@ struct VectorFactor {
     double value, quotient;
 };
 
+// The same for integers: w in [0, q) and floor(w * 2^52 / q).
+struct WholeFactor {
+    u64 value, quotient;
+};
+
 // One prime. Tables: VectorTables in vector_tables.h.
 struct VectorPrime {
     double q, inverse;      // 1/q, rounded
@@ -34,6 +39,11 @@ struct VectorPrime {
     const VectorFactor *roots, *inverse_roots;  // psi^(+-bitrev(i)), i < N/4
     const double *tail, *inverse_tail;          // the last four stages: per 16 points 3 x 4 factors
     VectorFactor scale[2];                      // N^-1 and N^-1 times the last stage's factor
+
+    // In place of the roots and tails above, for kernels on integers: i < N/8, and the last three stages, per 64 points 7 x 8 values, each 8
+    // followed by their quotients.
+    const WholeFactor *whole_roots, *whole_inverse_roots;
+    const u64 *whole_tail, *whole_inverse_tail;
 };
 
 // The centred conversion to one prime: sum_i y_i * factors[i], i <= count; the last y is the overflow u with factor -D.
@@ -50,11 +60,12 @@ struct VectorPermutation {
     const std::uint32_t* patterns;  // [w][w] lane numbers
 };
 
-// What is kept for long, evaluation keys and encoded weights, lies in memory in the bytes that its primes need: n residues are n uint32
-// (primes below 2^32), n uint32 and behind them n uint16 with bits 32..47 (below 2^48), or n uint64. The values are bytes a residue. Rows
-// start on a cache line: see packed.h.
+// What is kept for long, evaluation keys and encoded weights, lies in memory in the bytes that its primes need (the values here, a residue):
+// as uint32 (primes below 2^32), as blocks of 64 uint32 followed by 64 uint16 with bits 32..47 (below 2^48), or as uint64. Rows start on a
+// cache line: see packed.h.
 enum class Packing { narrow = 4, split = 6, wide = 8 };
 using Byte = unsigned char;
+constexpr std::size_t kSplitBlock = 6 * kVectorBlock;  // bytes
 
 // Whole rows: a digit, and the pair of a key that it meets.
 struct KeyTerm {
@@ -68,7 +79,6 @@ struct KeySum {
     const KeyTerm* terms;
     std::size_t count;
     Packing packing;
-    std::size_t length;  // residues a row
     const VectorPermutation* permutation;
     const u64 *moved_first, *moved_second;
     double factor;  // balanced
@@ -81,13 +91,12 @@ struct PlainTerm {
     const double *first, *second;
 };
 
-// sum_i plain_i * (first_i, second_i) on a stretch from position `start`, a multiple of kVectorBlock; results go to start, too. A plaintext
-// holds `length` residues, each for 2^log_repeat positions.
+// sum_i plain_i * (first_i, second_i) on a stretch from position `start`, a multiple of kVectorBlock; results go to start, too. Each residue of
+// a plaintext stands for 2^log_repeat positions.
 struct PlainSum {
     const PlainTerm* terms;
     std::size_t count;
     Packing packing;
-    std::size_t length;
     unsigned log_repeat;
     std::size_t start;
     u64 *out_first, *out_second;
@@ -96,11 +105,12 @@ struct PlainSum {
 struct VectorKernels {
     const char* name;
     std::size_t lanes;
+    bool whole;  // which tables the transforms read
 
-    // Whole rows of N; uint64 results in [0, q). `forward` takes values up to 3q. x and out may be the same.
+    // Whole rows of N; uint64 results in [0, q). `forward` takes values below 3q. x and out may be the same.
     void (*forward)(const VectorPrime&, const u64* x, u64* out);
     void (*inverse)(const VectorPrime&, const u64* x, u64* out);
-    // With factors of its own in place of VectorPrime::scale; |y| <= 1.2 q.
+    // With factors of its own in place of VectorPrime::scale; |y| < 2q.
     void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, double* y);
     // y: [count+1][stride], as `overflow` leaves it. The transform of the converted polynomial, and (x - that) * factor.
     void (*convert_forward)(const VectorPrime&, const VectorConversion&, const double* y, std::size_t stride, u64* out);
@@ -126,5 +136,6 @@ struct VectorKernels {
 // Null where this build has no such kernels (another architecture).
 const VectorKernels* avx2_kernels();
 const VectorKernels* avx512_kernels();
+const VectorKernels* avx512ifma_kernels();
 
 }  // namespace kernels

@@ -106,7 +106,7 @@ void permute(const VectorPermutation& p, const u64* x, u64* out, std::size_t n) 
 }
 
 constexpr VectorKernels kTable = {
-    Lanes::name, W,     forward, inverse, inverse_scaled, convert_forward, convert_divide, key_sum, plain_sum, stage,
+    Lanes::name, W,     false,   forward, inverse, inverse_scaled, convert_forward, convert_divide, key_sum, plain_sum, stage,
     multiply,    scale, tensor,  add,     subtract,       permute,         overflow,
 };
 

@@ -6,36 +6,45 @@
 namespace kernels {
 namespace {
 
+constexpr std::size_t kAhead = 128;  // positions: the rows of a large sum come from memory, too many streams for a CPU to follow
 constexpr std::size_t kLine = 2;  // vectors a step: enough sums side by side to hide the latency of each
 
-// A packed row of `length` residues at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions. `fetch`
-// asks for what lies at `at` in the row.
+template <std::size_t width>
+void fetch_bytes(const Byte* x, std::size_t at) {
+    __builtin_prefetch(x + width * at);
+    if (width * kLine * W > 64) __builtin_prefetch(x + width * at + 64);
+}
+
+// A packed row at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions.
+// `fetch` asks for the cache lines of the kLine vectors from `at` on.
 struct Narrow {
-    static void fetch(const Byte* x, std::size_t, std::size_t at) { __builtin_prefetch(low(x) + at); }
-    static V load(const Byte* x, std::size_t, std::size_t k) { return Lanes::load_narrow(low(x) + k); }
-    static V repeated(const Byte* x, std::size_t, std::size_t k, unsigned log_repeat) {
+    static void fetch(const Byte* x, std::size_t at) { fetch_bytes<4>(x, at); }
+    static V load(const Byte* x, std::size_t k) { return Lanes::load_narrow(low(x) + k); }
+    static V repeated(const Byte* x, std::size_t k, unsigned log_repeat) {
         return Lanes::to_double(Lanes::repeat(low(x) + (k >> log_repeat), log_repeat));
     }
     static const std::uint32_t* low(const Byte* x) { return reinterpret_cast<const std::uint32_t*>(x); }
 };
 
 struct Split {
-    static void fetch(const Byte* x, std::size_t length, std::size_t at) {
-        __builtin_prefetch(Narrow::low(x) + at);
-        __builtin_prefetch(high(x, length) + at);
+    static void fetch(const Byte* x, std::size_t at) { fetch_bytes<6>(x, at); }
+    static V load(const Byte* x, std::size_t k) {
+        const Byte* const block = x + k / kVectorBlock * kSplitBlock;
+        return Lanes::load_split(Narrow::low(block) + k % kVectorBlock, high(block) + k % kVectorBlock);
     }
-    static V load(const Byte* x, std::size_t length, std::size_t k) { return Lanes::load_split(Narrow::low(x) + k, high(x, length) + k); }
-    static V repeated(const Byte* x, std::size_t length, std::size_t k, unsigned log_repeat) {
+    static V repeated(const Byte* x, std::size_t k, unsigned log_repeat) {
         const std::size_t at = k >> log_repeat;
-        return Lanes::to_double(Lanes::repeat(Narrow::low(x) + at, log_repeat), Lanes::repeat(high(x, length) + at, log_repeat));
+        const Byte* const block = x + at / kVectorBlock * kSplitBlock;
+        return Lanes::to_double(Lanes::repeat(Narrow::low(block) + at % kVectorBlock, log_repeat),
+                                Lanes::repeat(high(block) + at % kVectorBlock, log_repeat));
     }
-    static const std::uint16_t* high(const Byte* x, std::size_t length) { return reinterpret_cast<const std::uint16_t*>(x + 4 * length); }
+    static const std::uint16_t* high(const Byte* block) { return reinterpret_cast<const std::uint16_t*>(block + 4 * kVectorBlock); }
 };
 
 struct Wide {
-    static void fetch(const Byte* x, std::size_t, std::size_t at) { __builtin_prefetch(whole(x) + at); }
-    static V load(const Byte* x, std::size_t, std::size_t k) { return Lanes::load_integers(whole(x) + k); }
-    static V repeated(const Byte* x, std::size_t, std::size_t k, unsigned log_repeat) {
+    static void fetch(const Byte* x, std::size_t at) { fetch_bytes<8>(x, at); }
+    static V load(const Byte* x, std::size_t k) { return Lanes::load_integers(whole(x) + k); }
+    static V repeated(const Byte* x, std::size_t k, unsigned log_repeat) {
         return Lanes::load_repeated(whole(x) + (k >> log_repeat), log_repeat);
     }
     static const u64* whole(const Byte* x) { return reinterpret_cast<const u64*>(x); }
@@ -50,6 +59,15 @@ struct PairSums {
 
     explicit PairSums(const VectorPrime& p) : grid(Lanes::all(p.grid)), max_terms(p.max_terms), room(p.max_terms) {
         for (std::size_t u = 0; u < kLine; ++u) first[u] = second[u] = {grid, Lanes::all(0.0)};
+    }
+    // Interrupts a sum, and goes on with it; the room that is left is the same at all positions.
+    [[gnu::always_inline]] std::size_t keep(MultiplyAdd* kept_first, MultiplyAdd* kept_second) const {
+        for (std::size_t u = 0; u < kLine; ++u) kept_first[u] = first[u], kept_second[u] = second[u];
+        return room;
+    }
+    [[gnu::always_inline]] void resume(const MultiplyAdd* kept_first, const MultiplyAdd* kept_second, std::size_t left) {
+        for (std::size_t u = 0; u < kLine; ++u) first[u] = kept_first[u], second[u] = kept_second[u];
+        room = left;
     }
     // Before each product.
     [[gnu::always_inline]] void make_room(const Field& f) {
@@ -88,29 +106,52 @@ struct Permuted {
     V operator()(const u64* x, std::size_t u) const { return Lanes::to_double(Lanes::permute(Lanes::load_bits(x + at[u]), pattern[u])); }
 };
 
+// Rows of keys and digits lie about a power of two apart: read side by side, more than a few of them put each other out of the caches before a line has
+// been used. So a stretch of a few terms at a time, with the sums of the stretch kept in the first-level cache.
+constexpr std::size_t kTogether = 3, kStretch = 512;
+
 template <class Row, class Reader>
 void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::size_t n) {
+    constexpr std::size_t step = kLine * W;
     const Field f(p);
     const V factor = Lanes::all(s.factor);
-    for (std::size_t k = start; k < start + n; k += kLine * W) {
-        const Reader read(s, k);
-        PairSums sums(p);
-        for (std::size_t i = 0; i < s.count; ++i) {
-            sums.make_room(f);
-            const KeyTerm& t = s.terms[i];
-            for (std::size_t u = 0; u < kLine; ++u) {
-                const V x = read(t.digit, u);
-                sums.first[u].add(x, Row::load(t.first, s.length, k + u * W));
-                sums.second[u].add(x, Row::load(t.second, s.length, k + u * W));
+    MultiplyAdd kept[kStretch / step][2][kLine];
+    for (std::size_t at = start; at < start + n; at += kStretch) {
+        const std::size_t end = at + kStretch < start + n ? at + kStretch : start + n;
+        std::size_t room = p.max_terms;
+        for (std::size_t i = 0; i < s.count; i += kTogether) {
+            const std::size_t stop = i + kTogether < s.count ? i + kTogether : s.count;
+            std::size_t left = room;
+            for (std::size_t k = at; k < end; k += step) {
+                const Reader read(s, k);
+                auto& [first, second] = kept[(k - at) / step];
+                PairSums sums(p);
+                if (i > 0) sums.resume(first, second, room);
+                for (std::size_t term = i; term < stop; ++term) {
+                    sums.make_room(f);
+                    const KeyTerm& t = s.terms[term];
+                    Row::fetch(t.first, k + kAhead);
+                    Row::fetch(t.second, k + kAhead);
+                    for (std::size_t u = 0; u < kLine; ++u) {
+                        const V x = read(t.digit, u);
+                        sums.first[u].add(x, Row::load(t.first, k + u * W));
+                        sums.second[u].add(x, Row::load(t.second, k + u * W));
+                    }
+                }
+                if (stop < s.count) {
+                    left = sums.keep(first, second);
+                    continue;
+                }
+                if (s.moved_first) {
+                    sums.make_room(f);
+                    for (std::size_t u = 0; u < kLine; ++u) sums.first[u].add(read(s.moved_first, u), factor);
+                    if (s.moved_second)
+                        for (std::size_t u = 0; u < kLine; ++u) sums.second[u].add(read(s.moved_second, u), factor);
+                }
+                sums.store(f, s.out_first + k, s.out_second + k);
             }
+            room = left;
         }
-        if (s.moved_first) {
-            sums.make_room(f);
-            for (std::size_t u = 0; u < kLine; ++u) sums.first[u].add(read(s.moved_first, u), factor);
-            if (s.moved_second)
-                for (std::size_t u = 0; u < kLine; ++u) sums.second[u].add(read(s.moved_second, u), factor);
-        }
-        sums.store(f, s.out_first + k, s.out_second + k);
     }
 }
 
@@ -129,7 +170,6 @@ void key_sum(const VectorPrime& p, const KeySum& s, std::size_t start, std::size
 
 template <class Row, bool periodic>
 void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
-    constexpr std::size_t ahead = 128;  // positions: every plaintext of a large sum comes from memory, too many streams for a CPU to follow
     const Field f(p);
     for (std::size_t k = 0; k < n; k += kLine * W) {
         const std::size_t at = s.start + k;
@@ -137,13 +177,13 @@ void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
         for (std::size_t i = 0; i < s.count; ++i) {
             sums.make_room(f);
             const PlainTerm& t = s.terms[i];
-            Row::fetch(t.plain, s.length, (at + ahead) >> s.log_repeat);
+            Row::fetch(t.plain, (at + kAhead) >> s.log_repeat);
             for (std::size_t u = 0; u < kLine; ++u) {
                 V x;
                 if constexpr (periodic)
-                    x = Row::repeated(t.plain, s.length, at + u * W, s.log_repeat);
+                    x = Row::repeated(t.plain, at + u * W, s.log_repeat);
                 else
-                    x = Row::load(t.plain, s.length, at + u * W);
+                    x = Row::load(t.plain, at + u * W);
                 sums.first[u].add(x, Lanes::load(t.first + k + u * W));
                 sums.second[u].add(x, Lanes::load(t.second + k + u * W));
             }

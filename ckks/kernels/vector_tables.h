@@ -1,6 +1,8 @@
 // Constants of one prime for the vector kernels.
 #pragma once
 
+#include <vector>
+
 #include "memory.h"
 #include "modarith.h"
 #include "vector.h"
@@ -18,18 +20,24 @@ struct VectorScale {
 
 class VectorTables {
 public:
-    // The tail of the tables is laid out for `lanes`.
-    VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, std::size_t lanes);
+    // The tables of transforms are laid out for these kernels.
+    VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, const VectorKernels& kernels);
 
     const VectorPrime& prime() const { return prime_; }
     VectorScale scale(u64 constant) const;
 
 private:
+    // Powers of the root in the order of stages -> a table of factors and the tail.
+    void fill_doubles(const std::vector<u64>& powers, std::size_t lanes, Buffer<VectorFactor>& roots, Buffer<double>& tail) const;
+    void fill_whole(const std::vector<u64>& powers, Buffer<WholeFactor>& roots, Buffer<u64>& tail) const;
+
     Modulus modulus_;
     u64 degree_inverse_, last_factor_;
     VectorPrime prime_;
     Buffer<VectorFactor> roots_, inverse_roots_;
     Buffer<double> tail_, inverse_tail_;
+    Buffer<WholeFactor> whole_roots_, whole_inverse_roots_;
+    Buffer<u64> whole_tail_, whole_inverse_tail_;
 };
 
 }  // namespace kernels

@@ -1,0 +1,90 @@
+#include "vector.h"
+
+#if defined(__AVX512IFMA__)
+#include "ifma_sums.h"
+
+namespace kernels {
+namespace {
+
+struct FromIntegers {
+    const u64* x;
+    V operator()(std::size_t k) const { return load(x + k); }
+    const void* address() const { return x; }
+};
+
+struct ToIntegers {
+    const Field f;
+    u64* out;
+    void operator()(std::size_t k, V v) const { store(out + k, f.finish(v)); }
+};
+
+struct ReducedToIntegers {
+    const Field f;
+    u64* out;
+    void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.reduce(v))); }
+};
+
+struct ToDoubles {
+    const Field f;
+    double* y;
+    void operator()(std::size_t k, V v) const {
+        const __m512d magic = _mm512_set1_pd(0x1p52);
+        const V bits = _mm512_or_si512(f.clean(v), _mm512_castpd_si512(magic));
+        _mm512_storeu_pd(y + k, _mm512_sub_pd(_mm512_castsi512_pd(bits), magic));
+    }
+};
+
+// The end of a division, (x - v) * factor. A multiple of q that v is below makes the difference positive: x plus that is in 69 (roomy), 9 or 3.
+struct ToQuotient {
+    const Field f;
+    const u64* x;
+    u64* out;
+    const Factors factor;
+    const V above;
+    ToQuotient(const Field& field, const VectorFactor& by, const u64* from, u64* to)
+        : f(field), x(from), out(to), factor(field.factor(by.value)), above(all(bound_of(room(field.prime)) * field.prime)) {}
+    void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.times(sub(add(load(x + k), above), v), factor))); }
+};
+
+void forward(const VectorPrime& p, const u64* x, u64* out) {
+    transform(p, FromIntegers{x}, out, ReducedToIntegers{Field(p), out});
+}
+
+void inverse(const VectorPrime& p, const u64* x, u64* out) {
+    transform_back(p, p.scale, x, out, ToIntegers{Field(p), out});
+}
+
+void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, double* y) {
+    transform_back(p, scale, x, reinterpret_cast<u64*>(y), ToDoubles{Field(p), y});
+}
+
+void convert_forward(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out) {
+    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
+}
+
+void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const double* y, std::size_t stride,
+                    const u64* x, u64* out) {
+    transform_conversion<ToQuotient>(p, c, y, stride, out, {Field(p), factor, x, out});
+}
+
+}  // namespace
+
+// What is not here runs on doubles: element by element that is as fast.
+const VectorKernels* avx512ifma_kernels() {
+    static const VectorKernels table = [] {
+        VectorKernels t = *avx512_kernels();
+        t.name = "avx512ifma";
+        t.whole = true;
+        t.forward = forward, t.inverse = inverse, t.inverse_scaled = inverse_scaled;
+        t.convert_forward = convert_forward, t.convert_divide = convert_divide;
+        return t;
+    }();
+    return &table;
+}
+
+}  // namespace kernels
+#else
+namespace kernels {
+const VectorKernels* avx512ifma_kernels() { return nullptr; }
+}  // namespace kernels
+#endif
