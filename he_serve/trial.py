@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ckks.backends import make_backend
+from ckks.backends import encoding_backend, make_backend
 from ckks.cleartext import CleartextEvaluator
 from ckks.encoded import EncodedWeights
 from ckks.errors import InputError
@@ -25,7 +25,6 @@ from he_serve.images import to_input
 from he_serve.packing import pack, unpack
 from keys.seal import SecretKey
 
-BACKEND = "cpu"
 Progress = Callable[[str, int, int], None]
 
 
@@ -47,6 +46,7 @@ def try_model(
     original: Callable[[Slots], Slots] | None,
     threads: int,
     progress: Progress,
+    backend_name: str = "cpu",
 ) -> dict[str, Any]:
     """Run every row of `inputs`, float64 [rows][...], encrypted; see the fields in docs of `he-serve try`.
 
@@ -62,8 +62,8 @@ def try_model(
         bundle.key_needs(), lambda done, total: progress("making keys", done, total)
     )
     keygen_s = time.perf_counter() - start
-    backend = make_backend(p, BACKEND, threads)
-    weights = EncodedWeights(backend, model.weights)
+    backend = make_backend(p, backend_name, threads)
+    weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
     weights.prepare(model.circuit)
     logits, seconds, ciphertext_bytes = [], [], 0
     with tempfile.TemporaryDirectory(prefix="he-serve-try-") as folder:
@@ -77,7 +77,8 @@ def try_model(
             ciphertext_bytes = len(data)
             ciphertext = load_ciphertext(data, p, spec.level, spec.scale)
             start = time.perf_counter()
-            result = run(model.circuit, {spec.name: ciphertext}, evaluator)[output.name]
+            outputs = run(model.circuit, {spec.name: evaluator.upload(ciphertext)}, evaluator)
+            result = evaluator.download(outputs[output.name])
             seconds.append(time.perf_counter() - start)
             logits.append(unpack(secret.decrypt(result), output.packing).reshape(-1))
             progress("evaluating", i + 1, len(rows))
@@ -103,7 +104,7 @@ def try_model(
         "keygen_s": keygen_s,
         "evaluate_s": float(np.median(seconds)),
         "rows": len(rows),
-        "backend": BACKEND,
+        "backend": backend_name,
         "threads": threads,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

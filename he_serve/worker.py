@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckks.backends import Backend, make_backend
+from ckks.backends import Backend, encoding_backend, make_backend
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction
 from ckks.encoded import EncodedWeights, encoded_file
@@ -83,7 +83,7 @@ def load_models(
         if p.digest not in backends:
             backends[p.digest] = make_backend(p, backend_name, threads)
         backend = backends[p.digest]
-        weights = EncodedWeights(backend, model.weights)
+        weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
         start = time.perf_counter()
         if encoded is None:
             weights.prepare(model.circuit)
@@ -116,7 +116,8 @@ def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -
         if cancelled():
             raise JobCancelledError("cancelled")
 
-    result = run(model.circuit, {spec.name: ciphertext}, evaluator, before_step)[model.bundle.output.name]
+    outputs = run(model.circuit, {spec.name: evaluator.upload(ciphertext)}, evaluator, before_step)
+    result = evaluator.download(outputs[model.bundle.output.name])
     return dump_ciphertext(model.parameters, result), time.perf_counter() - start
 
 
