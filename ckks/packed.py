@@ -32,11 +32,11 @@ class Packed:
         start = 0
         for i, q in enumerate(self.moduli):
             row = self.data[..., start : start + packed_bytes((q,), n)]
-            if _width(q) == 8:
+            if residue_bytes(q) == 8:
                 out[..., i, :] = row[..., : 8 * n].view("<u8")
             else:
                 out[..., i, :] = row[..., : 4 * n].view("<u4")
-            if _width(q) == 6:
+            if residue_bytes(q) == 6:
                 out[..., i, :] |= row[..., 4 * n : 6 * n].view("<u2").astype(np.uint64) << np.uint64(32)
             start += row.shape[-1]
         return out
@@ -49,11 +49,11 @@ def pack(residues: npt.NDArray[np.uint64], moduli: tuple[int, ...]) -> Packed:
     start = 0
     for i, q in enumerate(moduli):
         row, x = data[..., start : start + packed_bytes((q,), n)], residues[..., i, :]
-        if _width(q) == 8:
+        if residue_bytes(q) == 8:
             row[..., : 8 * n].view("<u8")[...] = x
         else:
             row[..., : 4 * n].view("<u4")[...] = x & np.uint64(0xFFFFFFFF)
-        if _width(q) == 6:
+        if residue_bytes(q) == 6:
             row[..., 4 * n : 6 * n].view("<u2")[...] = x >> np.uint64(32)
         start += row.shape[-1]
     return Packed(data, moduli, n)
@@ -61,8 +61,9 @@ def pack(residues: npt.NDArray[np.uint64], moduli: tuple[int, ...]) -> Packed:
 
 def packed_bytes(moduli: tuple[int, ...], length: int) -> int:
     """Bytes of one polynomial of `length` residues a row."""
-    return sum(-(-_width(q) * length // _ROW_ALIGNMENT) * _ROW_ALIGNMENT for q in moduli)
+    return sum(-(-residue_bytes(q) * length // _ROW_ALIGNMENT) * _ROW_ALIGNMENT for q in moduli)
 
 
-def _width(q: int) -> int:
+def residue_bytes(q: int) -> int:
+    """Bytes of one residue modulo q: 4, 6 or 8."""
     return 4 if q < 1 << 32 else 6 if q < 1 << 48 else 8

@@ -9,6 +9,7 @@ from test_backends import assert_same, coefficients, elements, levels, near, res
 
 from ckks.backends import Backend
 from ckks.backends.reference import ReferenceBackend
+from ckks.packed import pack
 from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey
 
@@ -75,9 +76,8 @@ def check_key_switching(b: Backend, p: Parameters, least: int = 0) -> None:
             assert_same(b.decompose(x, level), digits)
             for key_level in {level, p.max_level}:
                 shape = (len(p.digits(key_level)), 2)
-                key = KeySwitchKey(
-                    residues(p, p.extended_rows(key_level), *shape, kind=kind, seed=3), key_level
-                )
+                values = residues(p, p.extended_rows(key_level), *shape, kind=kind, seed=3)
+                key = KeySwitchKey.from_residues(p, values, key_level)
                 for moved in (None, residues(p, data, 2, kind=kind, seed=4), residues(p, rows, 1, seed=5)):
                     element = 1 if moved is None else p.galois_element(5)
                     expected = reference.key_product(digits, key, level, element, moved)

@@ -19,11 +19,12 @@ from ckks.backends.device_cache import DeviceCache
 from ckks.backends.gpu import GpuBackend, open_device
 from ckks.backends.gpu_passes import Passes
 from ckks.errors import DeviceError, DeviceMemoryError, EvaluationError
+from ckks.packed import Packed, pack
 from ckks.types import KeySwitchKey
 
 SHIM = Shim()
 KINDS_OF_DEVICE = [*ORDERS, pytest.param("gpu", marks=pytest.mark.gpu)]
-# Every number of sources, both prime families, more products than fit a sum; larger rings are for the transforms below.
+# Residues packed in 4, 6 and 8 bytes, one source and several, more products than fit a sum; larger rings are for the transforms below.
 SMALL = ("30_bits", "60_bits", "30_bits_pairs", "20_and_49_bits")
 LARGER = ("40_and_60_bits", "60_bits_triples", "24_bits_nine_products")
 
@@ -107,7 +108,7 @@ def test_results_lie_where_the_first_array_lies() -> None:
         and isinstance(b.add(on, on, data), kind)
         and isinstance(b.add(x, on, data), np.ndarray)
     )
-    key = KeySwitchKey(residues(p, rows, len(p.digits(1)), 2), 1)
+    key = KeySwitchKey.from_residues(p, residues(p, rows, len(p.digits(1)), 2), 1)
     switched = b.key_switch(on[1], key, 1, 5, on[:1])
     assert_same(b.download(b.mod_down(switched, 1)), b.mod_down(b.key_switch(x[1], key, 1, 5, x[:1]), 1))
     with pytest.raises(TypeError):
@@ -121,18 +122,19 @@ def test_keys_and_weights_are_sent_once_and_go_with_their_owner() -> None:
     )
     rows, cache = p.extended_rows(1), b.device.cache
     digits = b.upload(residues(p, rows, len(p.digits(1))))
-    keys = residues(p, rows, 2, len(p.digits(1)), 2)
-    for _ in range(2):
-        b.key_product(digits, KeySwitchKey(keys[0], 1), 1)
-        assert cache.nbytes == keys[0].nbytes
-    b.key_product(digits, KeySwitchKey(keys[1], 1), 1)
-    plains, terms = residues(p, rows, 3), [b.upload(residues(p, rows, 2))]
+    moduli = tuple(p.moduli[r] for r in rows)
+    data = pack(residues(p, rows, 2, len(p.digits(1)), 2), moduli).data
     for _ in range(2):  # slices are new objects every time, of the same memory
-        b.multiply_sums(terms, [[(0, plains[i]) for i in range(3)]], rows)
-        assert cache.nbytes == keys.nbytes + plains.nbytes
-    del keys
+        b.key_product(digits, KeySwitchKey(Packed(data[0], moduli, p.degree), 1), 1)
+        assert cache.nbytes == data[0].nbytes
+    b.key_product(digits, KeySwitchKey(Packed(data[1], moduli, p.degree), 1), 1)
+    plains, terms = pack(residues(p, rows, 3), moduli), [b.upload(residues(p, rows, 2))]
+    for _ in range(2):
+        b.multiply_sums(terms, plains, [[(0, i) for i in range(3)]], rows)
+        assert cache.nbytes == data.nbytes + plains.data.nbytes
+    del data
     gc.collect()
-    assert cache.nbytes == plains.nbytes
+    assert cache.nbytes == plains.data.nbytes
 
 
 def test_the_cache_stays_within_its_budget() -> None:
@@ -155,7 +157,7 @@ def test_short_memory_empties_the_cache_and_then_is_an_error() -> None:
     b, p = GpuBackend(parameters("30_bits"), on), parameters("30_bits")
     rows = p.extended_rows(1)
     digits = b.upload(residues(p, rows, len(p.digits(1))))
-    key = KeySwitchKey(residues(p, rows, len(p.digits(1)), 2), 1)
+    key = KeySwitchKey.from_residues(p, residues(p, rows, len(p.digits(1)), 2), 1)
     expected = b.download(b.key_product(digits, key, 1))
     x = residues(p, rows, 2)
     library.memory = (
@@ -173,18 +175,20 @@ def test_short_memory_empties_the_cache_and_then_is_an_error() -> None:
 def test_bad_arrays_are_refused() -> None:
     b, p = backend("30_bits_pairs", device("forward")), parameters("30_bits_pairs")
     rows, x = p.data_rows(1), residues(p, p.data_rows(1), 2)
-    wide = p.extended_rows(p.max_level)
-    key = KeySwitchKey(residues(p, p.extended_rows(1), len(p.digits(1)), 2), 1)
+    wide, plain = p.extended_rows(p.max_level), pack(x[:1], p.moduli[:2])
+    key = KeySwitchKey.from_residues(p, residues(p, p.extended_rows(1), len(p.digits(1)), 2), 1)
     for call in (
         lambda: b.forward(x.astype(np.int64), rows),
         lambda: b.forward(x[:, :, :-1], rows),
         lambda: b.forward(x, (0, 99)),
         lambda: b.add(x[0], x, rows),
         lambda: b.multiply_scalars(x, np.array([p.moduli[0], 0], dtype=np.uint64), rows),
-        lambda: b.multiply_sums([x], [], rows),
-        lambda: b.multiply_sums([x], [[]], rows),
-        lambda: b.multiply_sums([x], [[(1, x[0])]], rows),
-        lambda: b.multiply_sums([x], [[(0, x[0, :, :3].copy())]], rows),
+        lambda: b.multiply_sums([x], plain, [], rows),
+        lambda: b.multiply_sums([x], plain, [[]], rows),
+        lambda: b.multiply_sums([x], plain, [[(1, 0)]], rows),
+        lambda: b.multiply_sums([x], plain, [[(0, 1)]], rows),
+        lambda: b.multiply_sums([x], pack(x[:1, :, :3], plain.moduli), [[(0, 0)]], rows),
+        lambda: b.multiply_sums([x], pack(x[:1], plain.moduli[::-1]), [[(0, 0)]], rows),
         lambda: b.automorphism(x, 2),
         lambda: b.decompose(x[0], 2),
         lambda: b.decompose(x[0], p.max_level + 1),

@@ -15,6 +15,7 @@ from ckks.backends import Rows
 from ckks.backends.device import THREADS, Device
 from ckks.backends.gpu_passes import Passes
 from ckks.errors import DeviceError, EvaluationError
+from ckks.packed import Packed, packed_bytes
 from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey, Residues
 
@@ -51,8 +52,8 @@ def open_device() -> Device:
 class GpuBackend:
     """Backend (see ckks.backends) on one CUDA device.
 
-    A result lies where the first array lies: device arrays give device arrays, for NumPy arrays it is brought back. NumPy arrays beside a
-    device array, and keys and plaintexts always, are taken for constants: their copies stay on the device while there is room.
+    A result lies where the first array lies: device arrays give device arrays, for NumPy arrays it is brought back. Packed arrays, which
+    keys and weights are, are taken for constants: their copies stay on the device while there is room.
     Raises EvaluationError for arrays of the wrong type or shape, DeviceMemoryError.
     """
 
@@ -101,29 +102,31 @@ class GpuBackend:
         return self._times(x, scalars, data, len(rows))
 
     def multiply_sums(
-        self, terms: list[Residues], sums: Sequence[Sequence[tuple[int, Residues]]], rows: Rows
+        self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
     ) -> Residues:
         self._require_rows(rows)
-        n = self.parameters.degree
+        n, size, limit = self.parameters.degree, len(plains.data), (len(terms), len(plains.data))
         products = [product for one in sums for product in one]
-        if not all(sums) or not products or any(not 0 <= i < len(terms) for i, _ in products):
-            raise EvaluationError("every sum needs a plaintext, and every plaintext one of the terms")
+        if not products or not all(sums):
+            raise EvaluationError("every sum needs a product")
+        if any(not (0 <= i < limit[0] and 0 <= j < limit[1]) for i, j in products):
+            raise EvaluationError("a product names a term or a plaintext that does not exist")
+        if plains.length < 1 or n % plains.length:
+            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {plains.length}")
         shape = (2, len(rows), n)
         inputs = [self.device.upload(self._checked(t, shape)) for t in terms]
-        kept = np.shape(products[0][1])[-1:]
-        if kept in ((), (0,)) or n % kept[0]:
-            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {kept}")
-        plains = [self.device.keep(self._checked(x, (len(rows), *kept))) for _, x in products]
-        pointers = [(inputs[i].data.ptr, x.data.ptr) for (i, _), x in zip(products, plains, strict=True)]
-        starts = np.cumsum([0, *(len(one) for one in sums)]).astype(np.uint64)
+        data, layout = self._packed(plains, (size,), rows)
+        one = data.nbytes // size
+        pointers = [(inputs[i].data.ptr, data.data.ptr + j * one) for i, j in products]
+        starts = np.cumsum([0, *(len(some) for some in sums)]).astype(np.uint64)
         table = self.device.upload(np.concatenate([starts, np.array(pointers, dtype=np.uint64).ravel()]))
-        out, log_repeat = self.device.empty((len(sums), *shape)), (n // kept[0]).bit_length() - 1
+        out, log_repeat = self.device.empty((len(sums), *shape)), (n // plains.length).bit_length() - 1
         values, count = len(rows) * n, len(products)
         self.device.launch(
             "multiply_sums_rows",
             (n // THREADS, len(rows), len(sums)),
-            (table, out, *self._passes.table(rows), log_repeat, self._log_n),
-            words=2 * values * (count + len(sums)) + (values >> log_repeat) * count,
+            (table, layout, out, *self._passes.table(rows), log_repeat, self._log_n),
+            words=2 * values * (count + len(sums)) + one * count // 8,
             sums=2 * values * count,
             reductions=2 * values * len(sums),
         )
@@ -197,7 +200,7 @@ class GpuBackend:
         self._checked(b, (..., len(rows), self.parameters.degree))
         if b.ndim > x.ndim or x.shape[x.ndim - b.ndim :] != b.shape:
             raise EvaluationError(f"the shape {b.shape} is not the end of the shape {x.shape}")
-        y = self.device.upload(b) if isinstance(a, np.ndarray) else self.device.keep(b)
+        y = self.device.upload(b)
         out = self.device.empty(x.shape)
         count, other = x.size // self.parameters.degree, y.size // self.parameters.degree
         arguments = (x, y, out, *self._passes.table(rows), len(rows), other, self._log_n)
@@ -229,8 +232,12 @@ class GpuBackend:
         p, n, rows = self.parameters, self.parameters.degree, self._extended_rows(level)
         if key.level < level:
             raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
-        key_rows = len(self._extended_rows(key.level))
-        array = self.device.keep(self._checked(key.digits, (len(p.digits(key.level)), 2, key_rows, n)))
+        key_rows = self._extended_rows(key.level)
+        if key.digits.length != n:
+            raise EvaluationError(f"a key for rings of {key.digits.length} coefficients, not of {n}")
+        array, _ = self._packed(key.digits, (len(p.digits(key.level)), 2), key_rows)
+        layout = self._passes.layout(key_rows, n, rows)
+        used_bytes = packed_bytes(tuple(self._passes.moduli_of(rows)), n)
         halves, moved_rows, moves = 0, 0, digits  # any array where there is none to move
         if moved is not None:
             self._checked(moved, (..., n))
@@ -240,13 +247,15 @@ class GpuBackend:
         out, count = self.device.empty((2, len(rows), n)), digits.shape[0]
         moved_values = halves * moved_rows * n
         factors = self._passes.scalars(("P as factors", level), p.special_product, p.data_rows(level))
-        shape = (len(rows), level + 1, count, key_rows, halves, moved_rows)
+        key_bytes = array.shape[-1]
+        shape = (len(rows), count, key_bytes, halves, moved_rows)
         self.device.launch(
             "key_product_rows",
             self._passes.wide(len(rows)),
             (
                 digits,
                 array,
+                layout,
                 moves,
                 out,
                 factors,
@@ -255,7 +264,7 @@ class GpuBackend:
                 self._element(element),
                 self._log_n,
             ),
-            words=(3 * count + 2) * len(rows) * n + moved_values,
+            words=(count + 2) * len(rows) * n + 2 * count * used_bytes // 8 + moved_values,
             products=moved_values if moved_rows < len(rows) else 0,
             sums=2 * count * len(rows) * n,
             reductions=2 * len(rows) * n,
@@ -278,6 +287,16 @@ class GpuBackend:
         if not 0 <= level <= self.parameters.max_level:
             raise EvaluationError(f"levels go from 0 to {self.parameters.max_level}, got {level}")
         return self.parameters.extended_rows(level)
+
+    def _packed(self, x: Packed, leading: tuple[int, ...], rows: Rows) -> tuple[Any, Any]:
+        """Packed polynomials on the device, to stay there, and the layout of their rows."""
+        moduli = tuple(self._passes.moduli_of(rows))
+        shape = (*leading, packed_bytes(moduli, x.length))
+        if x.moduli != moduli or x.data.shape != shape or x.data.dtype != np.uint8:
+            raise EvaluationError(
+                f"packed rows do not fit; got the shape {x.data.shape}, needed {shape} for rows {rows}"
+            )
+        return self.device.keep(x.data), self._passes.layout(rows, x.length, rows)
 
     def _element(self, element: int) -> int:
         if element % 2 == 0:

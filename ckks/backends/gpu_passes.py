@@ -8,7 +8,14 @@ from typing import Any, cast
 
 from ckks.backends import Rows
 from ckks.backends.device import THREADS, TILE, Device
-from ckks.backends.gpu_tables import conversion, factor_rows, prime_table, row_table, twiddle_table
+from ckks.backends.gpu_tables import (
+    conversion,
+    factor_rows,
+    packed_layout,
+    prime_table,
+    row_table,
+    twiddle_table,
+)
 from ckks.types import Residues
 
 _BLOCK_STAGES = 9  # kLogBlock of ntt.cuh
@@ -56,6 +63,13 @@ class Passes:
     def table(self, rows: Rows) -> tuple[Any, Any]:
         """The kernel arguments `primes, rows`."""
         return self._primes, self.constant(rows, lambda: row_table(rows))
+
+    def layout(self, packed: Rows, length: int, wanted: Rows) -> Any:
+        """struct PackedRow of each row in `wanted`, of polynomials packed with `length` residues for each row in `packed`."""
+        key = ("layout", packed, length, wanted)
+        return self.constant(
+            key, lambda: packed_layout(self.moduli_of(packed), length, [packed.index(r) for r in wanted])
+        )
 
     def wide(self, rows: int) -> tuple[int, int]:
         """The grid of kernels with one thread for one position of so many rows."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ckks import modular
+from ckks.packed import packed_bytes, residue_bytes
 from ckks.types import Residues
 
 WORD = 1 << 64
@@ -35,6 +36,13 @@ def factor_rows(values: Sequence[int], moduli: Sequence[int]) -> Residues:
 def row_table(rows: Sequence[int]) -> Any:
     """The kernel argument `rows`."""
     return np.array(rows, dtype=np.uint32)
+
+
+def packed_layout(moduli: Sequence[int], length: int, wanted: Sequence[int]) -> Any:
+    """struct PackedRow of the wanted ones among rows that are packed one behind the other: uint32 [wanted][2]."""
+    sizes = [packed_bytes((q,), length) for q in moduli]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return np.array([[starts[i], residue_bytes(moduli[i])] for i in wanted], np.uint32)
 
 
 def twiddle_table(degree: int, moduli: Sequence[int], inverse: bool) -> Residues:

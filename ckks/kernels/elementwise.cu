@@ -1,5 +1,5 @@
 // One thread for one position of one row: the grid is (N / kWide, rows of all polynomials), a block is kWide threads.
-#include "modular.cuh"
+#include "packed.cuh"
 
 constexpr unsigned kWide = 256;
 
@@ -58,18 +58,20 @@ automorphism_rows(const word* x, word* out, unsigned element, unsigned log_n) {
 }
 
 // out [sum][2][row][N]: the grid is (N / kWide, rows, sums). table: where the products of each sum begin, and where the last ends, then for
-// each product the addresses of its term [2][row][N] and of its plaintext [row][N >> log_repeat].
+// each product the addresses of its term [2][row][N] and of its plaintext, packed [row][N >> log_repeat] as plain_rows say.
 extern "C" __global__ void __launch_bounds__(kWide)
-multiply_sums_rows(const word* table, word* out, const Prime* primes, const unsigned* rows, unsigned log_repeat, unsigned log_n) {
+multiply_sums_rows(const word* table, const PackedRow* plain_rows, word* out, const Prime* primes, const unsigned* rows, unsigned log_repeat,
+                   unsigned log_n) {
     const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), half = static_cast<size_t>(gridDim.y) << log_n;
-    const size_t kept = (static_cast<size_t>(blockIdx.y) << (log_n - log_repeat)) + (position() >> log_repeat);
+    const unsigned kept = position() >> log_repeat;
+    const PackedRow plain_row = plain_rows[blockIdx.y];
     const Prime p = primes[rows[blockIdx.y]];
     const word* products = table + gridDim.z + 1;
     Sum first = {0, 0}, second = {0, 0};
     unsigned room = kProducts;
     for (word i = table[blockIdx.z]; i < table[blockIdx.z + 1]; ++i) {
         const word* term = reinterpret_cast<const word*>(products[2 * i]);
-        const word plain = reinterpret_cast<const word*>(products[2 * i + 1])[kept];
+        const word plain = packed_value(reinterpret_cast<const unsigned char*>(products[2 * i + 1]), plain_row, kept);
         if (room == 0) {
             first.fold(p);
             second.fold(p);

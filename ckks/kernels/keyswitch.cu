@@ -4,6 +4,7 @@
 // q_i for the group's product D; the last group may be short. The centred representative is sum_i y_i * (D/q_i) - u*D with
 // u = round(sum_i y_i/q_i).
 #include "ntt.cuh"
+#include "packed.cuh"
 
 // Whether sum_i y_i/q_i is beyond u + 1/2, exactly: the sign of 2 * sum_i y_i * (D/q_i) - (2u + 1) * D, word by word from below.
 // words: [count+1][length], D/q_i and then D; y: one position of every source, 2^log_n apart.
@@ -106,28 +107,28 @@ divide_blocks(const word* x, word* out, const Factor* inverses, const Factor* tw
 }
 
 // out [2][row_count][N]: sum_j A(digits[j]) * key[j], A the automorphism `element`; the grid is (N / kThreads, row_count). digits:
-// [digit][row_count][N]; key: [digit][2][key_rows][N], with key_rows - row_count data rows that are skipped. moved
+// [digit][row_count][N]; key: [digit][2][key_bytes], packed as layout says of each of the row_count rows. moved
 // [moved_halves][moved_rows][N] moves along; over data rows only it is multiplied by P, whose residues are special_product.
 extern "C" __global__ void __launch_bounds__(kThreads)
-key_product_rows(const word* digits, const word* key, const word* moved, word* out, const Factor* special_product, const Prime* primes,
-                 const unsigned* rows, unsigned row_count, unsigned data_rows, unsigned digit_count, unsigned key_rows, unsigned moved_halves,
+key_product_rows(const word* digits, const unsigned char* key, const PackedRow* layout, const word* moved, word* out, const Factor* special_product, const Prime* primes,
+                 const unsigned* rows, unsigned row_count, unsigned digit_count, unsigned key_bytes, unsigned moved_halves,
                  unsigned moved_rows, unsigned element, unsigned log_n) {
     const unsigned r = blockIdx.y, k = blockIdx.x * kThreads + threadIdx.x, from = source_position(k, element, log_n);
-    const unsigned key_row = r < data_rows ? r : r + (key_rows - row_count);
+    const PackedRow key_row = layout[r];
     const Prime p = primes[rows[r]];
     Sum first = {0, 0}, second = {0, 0};
     unsigned room = kProducts;
     for (unsigned j = 0; j < digit_count; ++j) {
         const word digit = digits[(static_cast<size_t>(j * row_count + r) << log_n) + from];
-        const word* pair = key + (static_cast<size_t>(2 * j * key_rows + key_row) << log_n) + k;
+        const unsigned char* pair = key + static_cast<size_t>(2 * j) * key_bytes;
         if (room == 0) {
             first.fold(p);
             second.fold(p);
             room = kProducts;
         }
         --room;
-        first.add(digit, pair[0]);
-        second.add(digit, pair[static_cast<size_t>(key_rows) << log_n]);
+        first.add(digit, packed_value(pair, key_row, k));
+        second.add(digit, packed_value(pair + key_bytes, key_row, k));
     }
     const size_t at = (static_cast<size_t>(r) << log_n) + k, half = static_cast<size_t>(row_count) << log_n;
     word results[2] = {first.reduced(p), second.reduced(p)};
