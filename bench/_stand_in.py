@@ -74,7 +74,13 @@ class StandIn:
         self._build, self._guarded = build, guarded
         self.memory, self.used = memory, 0
         self.uploaded = 0  # bytes that came from NumPy arrays
-        self.cuda = SimpleNamespace(memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
+        self.cuda = SimpleNamespace(
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: 1, getDeviceProperties=lambda _: {"name": b"stand-in"}
+            ),
+            Device=lambda _: SimpleNamespace(mem_info=(self.memory - self.used, self.memory)),
+        )
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Filled with what no result is, unless unguarded."""

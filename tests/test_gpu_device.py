@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,19 +15,8 @@ from ckks.errors import DeviceError
 from he_serve.cli.device import Device, backend_for
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, count: Any, library: Any = None) -> None:
-    """CuPy is `library`, where getDeviceCount() is `count`, or fails with it."""
-
-    def devices() -> int:
-        if isinstance(count, Exception):
-            raise count
-        return int(count)
-
-    library = SimpleNamespace(cuda=SimpleNamespace()) if library is None else library
-    library.cuda.runtime = SimpleNamespace(
-        getDeviceCount=devices, getDeviceProperties=lambda _: {"name": b"pretended"}
-    )
-    library.cuda.Device = lambda _: SimpleNamespace(mem_info=(1 << 30, 1 << 31))
+def pretend(monkeypatch: pytest.MonkeyPatch, library: StandIn) -> None:
+    """CuPy is `library`."""
     monkeypatch.setitem(sys.modules, "cupy", library)
     open_device.cache_clear()
 
@@ -38,7 +26,15 @@ def pretend(monkeypatch: pytest.MonkeyPatch, count: Any, library: Any = None) ->
     [(0, "sees no CUDA device"), (RuntimeError("driver version is insufficient"), "driver version")],
 )
 def test_no_device(monkeypatch: pytest.MonkeyPatch, count: Any, text: str) -> None:
-    pretend(monkeypatch, count)
+    library = StandIn(ignore)
+
+    def devices() -> int:
+        if isinstance(count, Exception):
+            raise count
+        return int(count)
+
+    library.cuda.runtime.getDeviceCount = devices
+    pretend(monkeypatch, library)
     for call in (find_library, open_device, lambda: backend_for(Device.GPU)):
         with pytest.raises(DeviceError, match=text):
             call()
@@ -54,20 +50,20 @@ def test_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, 1, StandIn(ignore))
+    pretend(monkeypatch, StandIn(ignore, memory=1 << 30))
     assert backend_for(Device.AUTO)[0] == backend_for(Device.GPU)[0] == "gpu"
     p = make_parameters(4096, (30, 30), (40,))
     first, second = make_backend(p, "gpu"), make_backend(p, "gpu")
     assert first.device is second.device is open_device()  # type: ignore[attr-defined]
-    assert open_device().name == "pretended" and open_device().cache.budget == 1 << 29
+    assert open_device().name == "stand-in" and open_device().cache.budget == 1 << 29
 
 
 def test_kernels_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(source: str) -> Any:
         raise RuntimeError("no NVRTC")
 
-    pretend(monkeypatch, 1, StandIn(fail))
-    with pytest.raises(DeviceError, match=r"pretended: the kernels cannot be compiled: no NVRTC"):
+    pretend(monkeypatch, StandIn(fail))
+    with pytest.raises(DeviceError, match=r"stand-in: the kernels cannot be compiled: no NVRTC"):
         open_device()
 
 

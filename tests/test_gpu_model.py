@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from toy import ToyClient, make_parameters
 from bench._stand_in import StandIn
 from ckks.backends import encoding_backend
 from ckks.backends.device import Device
-from ckks.backends.gpu import GpuBackend
+from ckks.backends.gpu import GpuBackend, open_device
 from ckks.encoded import EncodedWeights
 from ckks.evaluator import CkksEvaluator
 from ckks.interpreter import run
+from ckks.modelfile import CompiledModel, save_model
 from ckks.types import KeyNeeds
+from ckks.wire import dump_ciphertext
 from compiler.compile import compile_model
+from he_serve.trial import try_model
+from he_serve.worker import evaluate, load_models
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
@@ -52,6 +57,37 @@ def test_digits_on_the_stand_in(keys: Any) -> None:
         assert result.scale == expected.scale and result.level == expected.level
     # By the second image the keys and weights are there: only the ciphertext travels, and addresses of what is multiplied.
     assert c.polys.nbytes <= library.uploaded < 1.1 * c.polys.nbytes
+
+
+def test_a_worker_and_a_trial_on_the_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: CompiledModel
+) -> None:
+    """What `serve` and `try` run with --device gpu, with the stand-in in CuPy's place: from bytes to bytes."""
+    library = StandIn(Shim())
+    monkeypatch.setitem(sys.modules, "cupy", library)
+    open_device.cache_clear()
+    try:
+        rows = np.array([[0.1, 0.2, 0.3], [-0.5, 0.5, 1.0]])
+        result = try_model(tiny, rows, None, 1, lambda *_: None, "gpu")
+        assert result["agrees"] and result["backend"] == "gpu"
+        save_model(tmp_path / "tiny.hem", tiny)
+        loaded = load_models([str(tmp_path / "tiny.hem")], "gpu", 1, tmp_path)["tiny"]
+        on_cpu = load_models([str(tmp_path / "tiny.hem")], "cpu", 1, tmp_path)["tiny"]
+        p, spec = loaded.parameters, tiny.bundle.input
+        client = ToyClient(p)
+        data = dump_ciphertext(p, client.encrypt(np.zeros(spec.packing.period), spec.level, spec.scale))
+        keys, used = (
+            client.keys(tiny.bundle.key_needs()),
+            sum(w.launches for w in open_device().work.values()),
+        )
+        answers = [evaluate(model, keys, data, lambda: False)[0] for model in (loaded, on_cpu)]
+        bodies = [
+            answer[8 + int.from_bytes(answer[:8], "little") :] for answer in answers
+        ]  # after the header
+        assert bodies[0] and bodies[0] == bodies[1]
+        assert sum(w.launches for w in open_device().work.values()) > used
+    finally:
+        open_device.cache_clear()
 
 
 def test_operations_take_a_handful_of_launches() -> None:
