@@ -26,6 +26,7 @@ from ckks.encoded import EncodedWeights
 from ckks.errors import DeviceError
 from ckks.evaluator import CkksEvaluator
 from ckks.interpreter import run
+from ckks.packed import Packed, packed_bytes
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes
 from ckks.types import Ciphertext, EvaluationKeys, KeyNeeds, KeySwitchKey
@@ -87,8 +88,9 @@ def zero_keys(p: Parameters, needs: KeyNeeds) -> EvaluationKeys:
     """Keys of the right shapes: time does not depend on values."""
 
     def key(level: int) -> KeySwitchKey:
-        shape = (len(p.digits(level)), 2, len(p.extended_rows(level)), p.degree)
-        return KeySwitchKey(np.zeros(shape, dtype=np.uint64), level)
+        moduli = tuple(p.moduli[r] for r in p.extended_rows(level))
+        shape = (len(p.digits(level)), 2, packed_bytes(moduli, p.degree))
+        return KeySwitchKey(Packed(np.zeros(shape, dtype=np.uint8), moduli, p.degree), level)
 
     galois = {p.galois_element(steps): key(level) for steps, level in needs.rotations.items()}
     return EvaluationKeys(p, None if needs.relinearisation is None else key(needs.relinearisation), galois)

@@ -55,14 +55,13 @@ def check_sums(b: Backend, p: Parameters) -> None:
     for kind in ("random", "largest"):
         terms = [residues(p, rows, 2, kind=kind, seed=i) for i in range(3)]
         plains = [residues(p, rows, kind=kind, seed=100 + i) for i in range(9)]
-        for repeat in (1, 8, p.degree):
-            kept = [np.ascontiguousarray(x[:, ::repeat]) for x in plains]
-            sums = [
-                [(2, kept[0])],
-                [(i % 3, x) for i, x in enumerate(2 * kept)],
-                [(1, kept[1]), (0, kept[2])],
-            ]
-            assert_same(b.multiply_sums(terms, sums, rows), reference.multiply_sums(terms, sums, rows))
+        moduli = tuple(p.moduli[r] for r in rows)
+        sums = [[(2, 0)], [(i % 3, i % 9) for i in range(18)], [(1, 1), (0, 2)]]
+        for repeat in (1, 8, 128, p.degree):
+            kept = pack(np.stack(plains)[:, :, ::repeat], moduli)
+            assert_same(
+                b.multiply_sums(terms, kept, sums, rows), reference.multiply_sums(terms, kept, sums, rows)
+            )
 
 
 def check_key_switching(b: Backend, p: Parameters, least: int = 0) -> None:

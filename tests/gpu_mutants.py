@@ -29,6 +29,8 @@ _PATTERNS = (
     (r" \+ 1\b", " + 2"),
     (r"\blog_(step|distance) ([-+])= k\b", r"log_\1 \2= k + 1"),
     (r"2 \* q\b", "2 * q + 1"),
+    (r"k - block", "k - block + 1"),
+    (r"size_t\(4\) <<", "size_t(5) <<"),
     (
         r"kProducts = 7",
         "kProducts = 16",
@@ -70,10 +72,11 @@ def source(mutant: Mutant) -> str:
     """What the mutant's checks need, with its line in place."""
     needed = {
         "modular.cuh": SOURCES,
+        "packed.cuh": SOURCES,
         "ntt.cuh": ("modular.cuh", "ntt.cuh", "ntt.cu"),
         "ntt.cu": ("modular.cuh", "ntt.cuh", "ntt.cu"),
-        "elementwise.cu": ("modular.cuh", "elementwise.cu"),
-        "keyswitch.cu": ("modular.cuh", "ntt.cuh", "ntt.cu", "keyswitch.cu"),
+        "elementwise.cu": ("modular.cuh", "packed.cuh", "elementwise.cu"),
+        "keyswitch.cu": ("modular.cuh", "packed.cuh", "ntt.cuh", "ntt.cu", "keyswitch.cu"),
     }[mutant.file]
     text = ""
     for file in needed:
@@ -110,6 +113,7 @@ _CHECKS: dict[str, tuple[tuple[str, Check], ...]] = {
     "elementwise.cu": (("60_bits", _element_wise),),
     "keyswitch.cu": (("30_bits_pairs", _key_switching), ("60_bits_triples", _ties)),
 }
+_CHECKS["packed.cuh"] = (("20_and_49_bits", _element_wise), ("40_bits", _element_wise))
 _CHECKS["modular.cuh"] = (("60_bits", _element_wise), ("60_bits", _transforms), ("60_bits", _key_switching))
 
 

@@ -39,10 +39,11 @@ def row_table(rows: Sequence[int]) -> Any:
 
 
 def packed_layout(moduli: Sequence[int], length: int, wanted: Sequence[int]) -> Any:
-    """struct PackedRow of the wanted ones among rows that are packed one behind the other: uint32 [wanted][2]."""
+    """struct PackedRow of the wanted ones among rows that are packed one behind the other: uint32 [wanted][3]."""
     sizes = [packed_bytes((q,), length) for q in moduli]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return np.array([[starts[i], residue_bytes(moduli[i])] for i in wanted], np.uint32)
+    log_block = length.bit_length() - 1
+    return np.array([(starts[i], residue_bytes(moduli[i]), log_block) for i in wanted], dtype=np.uint32)
 
 
 def twiddle_table(degree: int, moduli: Sequence[int], inverse: bool) -> Residues:
