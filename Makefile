@@ -4,9 +4,9 @@ MODELS ?= demo-output
 BIN := .venv/bin
 INSTALLED := .venv/installed.stamp
 NATIVE := CMakeLists.txt $(wildcard ckks/kernels/*.cpp ckks/kernels/*.h)
-SUITES := $(patsubst bench/%.py,%,$(filter-out bench/__init__.py bench/_%.py,$(wildcard bench/*.py)))
+SUITES := $(patsubst bench/%.py,%,$(filter-out bench/__init__.py bench/gpu.py bench/_%.py,$(wildcard bench/*.py)))
 
-.PHONY: demo test check format bench sanitize serve clean install
+.PHONY: demo test check format bench bench-gpu sanitize serve clean install
 
 demo: install
 	$(BIN)/he-serve demo
@@ -41,6 +41,10 @@ sanitize: install
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	    bin/python -m pytest -q --rootdir=$(CURDIR) -p no:cacheprovider $(CURDIR)/tests/test_backends.py -k "$(SMALL_SETS)"
 SMALL_SETS := not large_ring and not triples and not quadruples and not nine_products and not 50_bits and not 40_and_60 and not widest
+
+# Measures the GPU backend where there is a GPU, and predicts it elsewhere.
+bench-gpu: install
+	$(BIN)/python -m bench.gpu
 
 serve: install
 	$(BIN)/he-serve serve --models $(MODELS)

@@ -2,6 +2,7 @@
 
 HeError
 ├── InputError             what the caller brought is bad (exit code 2, HTTP 4xx)
+│   ├── DeviceError        a GPU was asked for that is not there
 │   ├── ParameterError     a CKKS parameter set is malformed
 │   │   └── SecurityError  it is well formed but below the required security
 │   ├── FormatError        bytes that are not a conformant object of ours
@@ -10,6 +11,7 @@ HeError
 │   ├── KeyFileError       a secret-key file that cannot be opened or written
 │   └── EvaluationError    operands that do not fit together (level, scale, size)
 │       └── MissingKeyError  an evaluation key the circuit needs was not given
+├── DeviceMemoryError      a GPU's memory does not suffice, even with nothing cached
 └── RemoteError            the other side failed or broke the protocol (exit code 3)
 
 No message carries secret data: no residues, no slots, no key bytes.
@@ -24,6 +26,10 @@ class HeError(Exception):
 
 class InputError(HeError):
     """What the caller brought is bad."""
+
+
+class DeviceError(InputError):
+    """A GPU was asked for that is not there, or cannot be used; says what is missing."""
 
 
 class ParameterError(InputError):
@@ -56,6 +62,10 @@ class EvaluationError(InputError):
 
 class MissingKeyError(EvaluationError):
     """An evaluation key the circuit needs was not given."""
+
+
+class DeviceMemoryError(HeError):
+    """A GPU's memory does not suffice, even with nothing cached."""
 
 
 class RemoteError(HeError):

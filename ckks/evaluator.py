@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from ckks import linear
 from ckks.backends import Backend
 from ckks.circuit import Hops, Weights
@@ -30,6 +28,14 @@ class CkksEvaluator:
         self.keys = keys
         self.weights = weights if isinstance(weights, EncodedWeights) else EncodedWeights(backend, weights)
         self.parameters = backend.parameters
+
+    def upload(self, a: Ciphertext) -> Ciphertext:
+        """`a` where the backend computes; what is computed from it stays there."""
+        return self._like(a, self.backend.upload(a.polys))
+
+    def download(self, a: Ciphertext) -> Ciphertext:
+        """`a` in NumPy arrays."""
+        return self._like(a, self.backend.download(a.polys))
 
     def add(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
         """a + b: same level, scale and number of polynomials."""
@@ -84,7 +90,7 @@ class CkksEvaluator:
         """The same value and scale modulo fewer primes."""
         if not 0 <= level <= a.level:
             raise EvaluationError(f"cannot go from level {a.level} to level {level}")
-        return Ciphertext(np.ascontiguousarray(a.polys[:, : level + 1]), level, a.scale)
+        return Ciphertext(a.polys[:, : level + 1].copy(), level, a.scale)
 
     def rotate(self, a: Ciphertext, steps: int) -> Ciphertext:
         """Slots to the left by `steps` (any sign), same level and scale."""

@@ -7,8 +7,6 @@ by P ends the transform. Everything modulo Q*P stands for P times the value of i
 
 from __future__ import annotations
 
-import numpy as np
-
 from ckks.backends import Backend
 from ckks.circuit import Hops, rotation_path
 from ckks.encoded import EncodedWeights
@@ -82,10 +80,7 @@ def rotations_times_p(
     p, level = backend.parameters, a.level
     rotations = {}
     if 0 in steps:
-        data = p.data_rows(level)
-        factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
-        specials = np.zeros((2, len(p.special_primes), p.degree), dtype=np.uint64)  # P*c is 0 modulo them
-        rotations[0] = np.concatenate([backend.multiply_scalars(a.polys, factors, data), specials], axis=1)
+        rotations[0] = backend.times_p(a.polys, level)
     others = sorted(steps - {0})
     digits = backend.decompose(a.polys[1], level) if len(others) > 1 else None
     for step in others:

@@ -62,7 +62,7 @@ def bit_reversal(degree: int) -> npt.NDArray[np.int64]:
 
 
 @lru_cache(maxsize=256)
-def _roots(degree: int, q: int) -> tuple[Residues, Residues]:
+def stage_roots(degree: int, q: int) -> tuple[Residues, Residues]:
     """psi^bitrev(i) and psi^-bitrev(i), i = 0..degree-1: the twiddle factors in the order of the stages."""
     psi = smallest_root(degree, q)
     powers = [1]
@@ -80,7 +80,7 @@ def forward_ntt(x: Residues, q: int) -> Residues:
     Cooley-Tukey butterflies with the negacyclic twist merged in (Longa and Naehrig 2016, algorithm 1).
     """
     degree = x.shape[-1]
-    roots, _ = _roots(degree, q)
+    roots, _ = stage_roots(degree, q)
     x = np.array(x, dtype=np.uint64, order="C")
     groups, half = 1, degree // 2
     while groups < degree:
@@ -96,7 +96,7 @@ def forward_ntt(x: Residues, q: int) -> Residues:
 def inverse_ntt(x: Residues, q: int) -> Residues:
     """The inverse of `forward_ntt`: Gentleman-Sande butterflies (algorithm 2 there), then division by N."""
     degree = x.shape[-1]
-    _, roots = _roots(degree, q)
+    _, roots = stage_roots(degree, q)
     x = np.array(x, dtype=np.uint64, order="C")
     groups, half = degree // 2, 1
     while groups >= 1:

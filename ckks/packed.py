@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_BLOCK = 64  # residues
+BLOCK = 64  # residues
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -29,17 +29,14 @@ class Packed:
         """The residues as uint64 [...][row][length]."""
         shape = self.data.shape[:-1]
         out = np.empty((*shape, len(self.moduli), self.length), np.uint64)
-        start, count = 0, -(-self.length // _BLOCK)
+        start, count = 0, -(-self.length // BLOCK)
         for i, q in enumerate(self.moduli):
-            width, end = _width(q), start + packed_bytes((q,), self.length)
-            blocks = self.data[..., start:end].reshape(*shape, count, width * _BLOCK)
-            if width == 8:
-                row = blocks.view("<u8")
-            else:
-                row = blocks[..., : 4 * _BLOCK].view("<u4").astype(np.uint64)
+            width, end = residue_bytes(q), start + packed_bytes((q,), self.length)
+            blocks = self.data[..., start:end].reshape(*shape, count, width * BLOCK)
+            row = blocks.view("<u8") if width == 8 else blocks[..., : 4 * BLOCK].view("<u4").astype(np.uint64)
             if width == 6:
-                row |= blocks[..., 4 * _BLOCK :].view("<u2").astype(np.uint64) << np.uint64(32)
-            out[..., i, :] = row.reshape(*shape, count * _BLOCK)[..., : self.length]
+                row |= blocks[..., 4 * BLOCK :].view("<u2").astype(np.uint64) << np.uint64(32)
+            out[..., i, :] = row.reshape(*shape, count * BLOCK)[..., : self.length]
             start = end
         return out
 
@@ -47,30 +44,31 @@ class Packed:
 def pack(residues: npt.NDArray[np.uint64], moduli: tuple[int, ...]) -> Packed:
     """Residues uint64 [...][row][length], each below the modulus of its row, packed."""
     shape, length = residues.shape[:-2], residues.shape[-1]
-    padding, count = -length % _BLOCK, -(-length // _BLOCK)
+    padding, count = -length % BLOCK, -(-length // BLOCK)
     data = np.empty((*shape, packed_bytes(moduli, length)), np.uint8)
     start = 0
     for i, q in enumerate(moduli):
-        width, end = _width(q), start + packed_bytes((q,), length)
+        width, end = residue_bytes(q), start + packed_bytes((q,), length)
         row = residues[..., i, :]
         if padding:
             row = np.concatenate([row, np.zeros((*shape, padding), np.uint64)], axis=-1)
-        row = row.reshape(*shape, count, _BLOCK)
-        blocks = data[..., start:end].reshape(*shape, count, width * _BLOCK)
+        row = row.reshape(*shape, count, BLOCK)
+        blocks = data[..., start:end].reshape(*shape, count, width * BLOCK)
         if width == 8:
             blocks.view("<u8")[...] = row
         else:
-            blocks[..., : 4 * _BLOCK].view("<u4")[...] = row & np.uint64(0xFFFFFFFF)
+            blocks[..., : 4 * BLOCK].view("<u4")[...] = row & np.uint64(0xFFFFFFFF)
         if width == 6:
-            blocks[..., 4 * _BLOCK :].view("<u2")[...] = row >> np.uint64(32)
+            blocks[..., 4 * BLOCK :].view("<u2")[...] = row >> np.uint64(32)
         start = end
     return Packed(data, moduli, length)
 
 
 def packed_bytes(moduli: tuple[int, ...], length: int) -> int:
     """Bytes of one polynomial of `length` residues a row."""
-    return sum(_width(q) * _BLOCK * -(-length // _BLOCK) for q in moduli)
+    return sum(residue_bytes(q) * BLOCK * -(-length // BLOCK) for q in moduli)
 
 
-def _width(q: int) -> int:
+def residue_bytes(q: int) -> int:
+    """Bytes of one residue modulo q: 4, 6 or 8."""
     return 4 if q < 1 << 32 else 6 if q < 1 << 48 else 8

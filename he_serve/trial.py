@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ckks.backends import make_backend
+from ckks.backends import encoding_backend, make_backend
 from ckks.bundle import Bundle
 from ckks.cleartext import CleartextEvaluator
 from ckks.encoded import EncodedWeights
@@ -26,7 +26,6 @@ from he_serve.images import Rows, each_row, to_inputs
 from he_serve.packing import joined, pack_inputs, unpack
 from keys.seal import SecretKey
 
-BACKEND = "cpu"
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,6 +54,7 @@ def try_model(
     original: Callable[[Rows], Slots] | None,
     threads: int,
     progress: Progress,
+    backend_name: str = "cpu",
 ) -> dict[str, Any]:
     """Run every row of `inputs` (he_serve.images.read_rows) encrypted; see the fields in docs of `he-serve try`.
 
@@ -69,8 +69,8 @@ def try_model(
         bundle.key_needs(), lambda done, total: progress("making keys", done, total)
     )
     keygen_s = time.perf_counter() - start
-    backend = make_backend(p, BACKEND, threads)
-    weights = EncodedWeights(backend, model.weights)
+    backend = make_backend(p, backend_name, threads)
+    weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
     weights.prepare(model.circuit)
     logits, seconds, ciphertext_bytes = [], [], 0
     with tempfile.TemporaryDirectory(prefix="he-serve-try-") as folder:
@@ -86,7 +86,9 @@ def try_model(
             ciphertext_bytes = len(data)
             ciphertexts = load_ciphertexts(data, p, sent)
             start = time.perf_counter()
-            results = run(model.circuit, ciphertexts, evaluator)
+            sent_up = {name: evaluator.upload(c) for name, c in ciphertexts.items()}
+            outputs = run(model.circuit, sent_up, evaluator)
+            results = {name: evaluator.download(c) for name, c in outputs.items()}
             seconds.append(time.perf_counter() - start)
             logits.append(_flat({name: secret.decrypt(c) for name, c in results.items()}, bundle))
             progress("evaluating", i + 1, len(rows))
@@ -122,7 +124,7 @@ def try_model(
         "keygen_s": keygen_s,
         "evaluate_s": float(np.median(seconds)),
         "rows": len(rows),
-        "backend": BACKEND,
+        "backend": backend_name,
         "threads": threads,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

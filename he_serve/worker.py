@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckks.backends import Backend, make_backend
+from ckks.backends import Backend, encoding_backend, make_backend
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction
 from ckks.encoded import EncodedWeights, encoded_file
@@ -83,7 +83,7 @@ def load_models(
         if p.digest not in backends:
             backends[p.digest] = make_backend(p, backend_name, threads)
         backend = backends[p.digest]
-        weights = EncodedWeights(backend, model.weights)
+        weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
         start = time.perf_counter()
         if encoded is None:
             weights.prepare(model.circuit)
@@ -116,9 +116,10 @@ def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -
         if cancelled():
             raise JobCancelledError("cancelled")
 
-    results = run(model.circuit, ciphertexts, evaluator, before_step)
-    seconds = time.perf_counter() - start
-    return dump_ciphertexts(p, {name: results[name] for name in bundle.output_ciphertexts}), seconds
+    uploaded = {name: evaluator.upload(c) for name, c in ciphertexts.items()}
+    outputs = run(model.circuit, uploaded, evaluator, before_step)
+    results = {name: evaluator.download(outputs[name]) for name in bundle.output_ciphertexts}
+    return dump_ciphertexts(p, results), time.perf_counter() - start
 
 
 def _serve(source: BinaryIO, sink: BinaryIO) -> None:

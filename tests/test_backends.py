@@ -203,6 +203,10 @@ def test_element_wise(name: str, kind: str) -> None:
             everywhere(name, function, a, b, rows)
     scalars = a[0, :, 1].copy()
     everywhere(name, "multiply_scalars", a, scalars, rows)
+    level = p.max_level // 2
+    data = residues(p, p.data_rows(level), 3, kind=kind)
+    everywhere(name, "times_p", data, level)
+    assert_same(everywhere(name, "download", everywhere(name, "upload", data)), data)
     everywhere(name, "tensor", a[:2], a[1:], rows)
     everywhere(name, "tensor", a[:2], other[:2], rows)
 

@@ -18,6 +18,7 @@ from ckks.modelfile import CompiledModel, save_model
 from he_serve.keyfolder import KeyFolder
 
 DIGITS = ROOT / "models" / "digits.onnx"
+SAMPLES = ROOT / "models" / "samples" / "digits.npz"
 
 
 def he_serve(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -60,7 +61,7 @@ def hem(models_folder: Path) -> Path:
 
 
 def test_compile_inspect_and_try(tmp_path: Path) -> None:
-    samples = ROOT / "models" / "samples" / "digits.npz"
+    samples = SAMPLES
     out = tmp_path / "numbers.hem"
     made = answer(he_serve("compile", DIGITS, "-o", out, "--calibrate", samples, "--json"))
     assert made["name"] == "numbers"
@@ -73,7 +74,9 @@ def test_compile_inspect_and_try(tmp_path: Path) -> None:
     few = tmp_path / "few.npz"
     with np.load(samples) as archive:
         np.savez(few, x=archive["x"][:3])
-    tried = answer(he_serve("try", DIGITS, "--input", few, "--calibrate", samples, "--json"))
+    done = he_serve("try", DIGITS, "--input", few, "--calibrate", samples, "--json")
+    tried = answer(done)
+    assert tried["backend"] == "gpu" or done.stderr.count("running on the CPU: no GPU can be used") == 1
     fields = (
         "agrees max_error promised_error original_error same_class security_bits n log_qp key_bytes ciphertext_bytes "
         "compile_s keygen_s evaluate_s rows backend threads peak_rss_bytes"
@@ -110,6 +113,8 @@ def test_inspect_for_people(hem: Path) -> None:
         (("try", "model.txt", "--input", "x.npz"), "give an ONNX model"),
         (("try", DIGITS, "--input", "no-such.npz"), "no such file"),
         (("serve", "--models", "/nonexistent"), "no such folder"),
+        (("serve", "--models", ".", "--device", "gpu"), "CuPy is missing"),
+        (("try", DIGITS, "--input", SAMPLES, "--device", "gpu"), "pip install 'he-serve[gpu]'"),
         (("predict", "no-such.png", "--plain"), "no such file"),
         (("demo", "no-such.png"), "no such file"),
     ],

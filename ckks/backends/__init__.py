@@ -18,10 +18,18 @@ class Backend(Protocol):
 
     Arrays are C-contiguous uint64 [...][row][N]; `rows` names the modulus of each row (index into parameters.moduli). Residues are in
     [0, q) on entry and exit. Unless it says otherwise a function works in either domain and returns a new array.
+
+    Arrays may lie on a device: see `upload`. Those that do can be sliced, copied and assigned to, and go to NumPy by `download` only.
     """
 
     name: str
     parameters: Parameters
+
+    def upload(self, x: Residues) -> Residues:
+        """x where this backend computes: itself, or a copy on a device. What is computed from it stays there."""
+
+    def download(self, x: Residues) -> Residues:
+        """x as a NumPy array: itself, or a copy from a device."""
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
         """Negacyclic NTT of each row: coefficients -> NTT order."""
@@ -40,6 +48,9 @@ class Backend(Protocol):
 
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         """a times one residue per row: scalars [row]."""
+
+    def times_p(self, x: Residues, level: int) -> Residues:
+        """P times [...][level+1][N], over the extended rows of `level`: [...][level+1+K][N], 0 modulo the special primes."""
 
     def multiply_sums(
         self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
@@ -94,16 +105,28 @@ class Backend(Protocol):
 
 
 def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) -> Backend:
-    """The backend called `name` ("reference" or "cpu") for `parameters`. Raises ParameterError for another name."""
-    # Imported here: both modules take their protocol from this one.
+    """The backend called `name` ("reference", "cpu" or "gpu") for `parameters`.
+
+    Raises ParameterError for another name, DeviceError where there is no GPU.
+    """
+    # Imported here: these modules take their protocol from this one.
     from ckks.backends.cpu import CpuBackend
     from ckks.backends.reference import ReferenceBackend
 
     if name == "cpu":
         return CpuBackend(parameters, threads)
+    if name == "gpu":
+        from ckks.backends.gpu import GpuBackend
+
+        return GpuBackend(parameters)
     if name == "reference":
         return ReferenceBackend(parameters)
-    raise ParameterError(f"no backend is called {name!r}; use 'cpu' or 'reference'")
+    raise ParameterError(f"no backend is called {name!r}; use 'cpu', 'gpu' or 'reference'")
 
 
-__all__ = ["Backend", "Rows", "make_backend"]
+def encoding_backend(backend: Backend, threads: int) -> Backend:
+    """What to encode weights with: `backend`, or for a GPU the CPU, where encoding is parallel and its arrays go to a file anyway."""
+    return make_backend(backend.parameters, "cpu", threads) if backend.name == "gpu" else backend
+
+
+__all__ = ["Backend", "Rows", "encoding_backend", "make_backend"]

@@ -49,6 +49,12 @@ class CpuBackend:
             instructions or available[0],
         )
 
+    def upload(self, x: Residues) -> Residues:
+        return x
+
+    def download(self, x: Residues) -> Residues:
+        return x
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         x, out = self._polynomials(x, rows), empty(x.shape)
         self._engine.forward(x, out, rows)
@@ -85,6 +91,13 @@ class CpuBackend:
         out = empty(a.shape)
         self._engine.multiply_scalars(a, scalars, out, rows)
         return out
+
+    def times_p(self, x: Residues, level: int) -> Residues:
+        p, rows = self.parameters, self._extended_rows(level)
+        factors = np.array([p.special_product % q for q in p.data_primes[: level + 1]], dtype=np.uint64)
+        multiplied = self.multiply_scalars(x, factors, rows[: level + 1])
+        zeros = np.zeros((*x.shape[:-2], len(p.special_primes), p.degree), dtype=np.uint64)
+        return np.concatenate([multiplied, zeros], axis=-2)
 
     def multiply_sums(
         self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows

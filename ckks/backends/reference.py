@@ -27,6 +27,12 @@ class ReferenceBackend:
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
 
+    def upload(self, x: Residues) -> Residues:
+        return x
+
+    def download(self, x: Residues) -> Residues:
+        return x
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         return _by_row([modular.forward_ntt(x[..., i, :], q) for i, q in self._moduli(rows)])
 
@@ -44,6 +50,12 @@ class ReferenceBackend:
 
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         return _by_row([modular.multiply(a[..., i, :], scalars[i], q) for i, q in self._moduli(rows)])
+
+    def times_p(self, x: Residues, level: int) -> Residues:
+        p, data = self.parameters, self.parameters.data_rows(level)
+        factors = np.array([p.special_product % p.moduli[r] for r in data], dtype=np.uint64)
+        zeros = np.zeros((*x.shape[:-2], len(p.special_primes), p.degree), dtype=np.uint64)
+        return np.concatenate([self.multiply_scalars(x, factors, data), zeros], axis=-2)
 
     def multiply_sums(
         self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows

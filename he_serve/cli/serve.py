@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from he_serve.cli.device import Device, DeviceOption, backend_for
 from he_serve.cli.output import Json, emit, note
-
-
-class Device(str, Enum):
-    """Where circuits run; auto takes the best there is."""
-
-    AUTO = "auto"
-    CPU = "cpu"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,13 +31,14 @@ def serve(
             metavar="BYTES", help="Refuse to start if the encoded weights of all models take more than this."
         ),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where circuits run.")] = Device.AUTO,
+    device: DeviceOption = Device.AUTO,
     as_json: Json = False,
 ) -> None:
     """Serve compiled models until interrupted. With --json, one object with the URL is written once connections are accepted."""
     from he_serve.serve import serve as run
     from he_serve.settings import Settings
 
+    backend, remark = backend_for(device)
     settings = Settings(
         models=models,
         state=state,
@@ -53,8 +47,11 @@ def serve(
         workers=workers,
         threads=threads,
         weights_memory=weights_memory,
-        backend="cpu",  # the best there is today: Device has no other member
+        backend=backend,
     )
+
+    if remark:
+        note(remark)
 
     def listening(url: str) -> None:
         note(f"serving {models} on {url}")

@@ -13,8 +13,9 @@ import typer
 from rich.table import Table
 
 from ckks.errors import InputError
+from he_serve.cli.device import Device, DeviceOption, backend_for
 from he_serve.cli.models import Calibrate, MaxPool, Precision, model_name, read_calibration, read_maxpool
-from he_serve.cli.output import Json, console, emit, progress, size
+from he_serve.cli.output import Json, console, emit, note, progress, size
 
 if TYPE_CHECKING:
     from ckks.types import Slots
@@ -37,6 +38,7 @@ def try_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the evaluation; default: all cores.")
     ] = None,
+    device: DeviceOption = Device.AUTO,
     as_json: Json = False,
 ) -> None:
     """Compile, make keys, encrypt, evaluate and decrypt here, and compare with the circuit in the clear and with ONNX Runtime.
@@ -49,7 +51,7 @@ def try_command(
 
     if model.suffix not in (".onnx", ".hem"):
         raise InputError(f"{model}: give an ONNX model (.onnx) or a compiled one (.hem)")
-    rows = read_rows(source)
+    rows, (backend, remark) = read_rows(source), backend_for(device)
     original: Callable[[Rows], Slots] | None = None
     compile_s: float | None = None
     with progress() as report:
@@ -72,7 +74,10 @@ def try_command(
 
             original = functools.partial(run_onnx, model)
 
-        result = try_model(compiled, rows, original, threads or len(os.sched_getaffinity(0)), report)
+        if remark:
+            note(remark)
+        threads = threads or len(os.sched_getaffinity(0))
+        result = try_model(compiled, rows, original, threads, report, backend)
     result["compile_s"] = compile_s
     if as_json:
         emit(result)

@@ -1,0 +1,317 @@
+"""The GPU backend: every function of the protocol in CUDA kernels (ckks/kernels/*.cu). Agrees with `reference` bit for bit.
+
+No GPU has measured it yet: docs/gpu.md says what is tested, and how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+
+from ckks.backends import Rows
+from ckks.backends.device import THREADS, Device
+from ckks.backends.gpu_passes import Passes
+from ckks.errors import DeviceError, EvaluationError
+from ckks.packed import Packed, packed_bytes
+from ckks.parameters import Parameters
+from ckks.types import KeySwitchKey, Residues
+
+_INSTALL = "install it with: pip install 'he-serve[gpu]' (CUDA 13; for CUDA 12 or a Volta GPU: cupy-cuda12x)"
+_DRIVER = "check that this machine has a CUDA device and its driver (nvidia-smi), or use --device cpu"
+
+
+def find_library() -> Any:
+    """The module cupy, where it sees a device. Starts nothing on it. Raises DeviceError."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"no GPU can be used: CuPy is missing ({error}); {_INSTALL}") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy's own error classes differ from release to release
+        raise DeviceError(f"no GPU can be used: {error}; {_DRIVER}") from None
+    if count == 0:
+        raise DeviceError(f"no GPU can be used: the driver sees no CUDA device; {_DRIVER}")
+    return cupy
+
+
+@lru_cache(maxsize=1)
+def open_device() -> Device:
+    """The first CUDA device, its kernels compiled. Half of its free memory is for copies of keys and weights. Raises DeviceError."""
+    cupy = find_library()
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    try:
+        return Device(cupy, name, cupy.cuda.Device(0).mem_info[0] // 2)
+    except Exception as error:
+        raise DeviceError(f"{name}: the kernels cannot be compiled: {error}; {_INSTALL}") from None
+
+
+class GpuBackend:
+    """Backend (see ckks.backends) on one CUDA device.
+
+    A result lies where the first array lies: device arrays give device arrays, for NumPy arrays it is brought back. Packed arrays, which
+    keys and weights are, are taken for constants: their copies stay on the device while there is room.
+    Raises EvaluationError for arrays of the wrong type or shape, DeviceMemoryError.
+    """
+
+    name = "gpu"
+
+    def __init__(self, parameters: Parameters, device: Device | None = None) -> None:
+        """device: open_device() if None. Raises DeviceError."""
+        self.parameters = parameters
+        self.device = open_device() if device is None else device
+        self._passes = Passes(self.device, parameters.degree, parameters.moduli)
+        self._log_n = self._passes.log_n
+
+    def upload(self, x: Residues) -> Residues:
+        return cast(Residues, self.device.upload(x))
+
+    def download(self, x: Residues) -> Residues:
+        return self.device.download(x)
+
+    def forward(self, x: Residues, rows: Rows) -> Residues:
+        return self._like(x, self._passes.forward(self._polynomials(x, rows), rows))
+
+    def inverse(self, x: Residues, rows: Rows) -> Residues:
+        return self._like(x, self._passes.inverse(self._polynomials(x, rows), rows))
+
+    def add(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        return self._pairwise("add_rows", a, b, rows, multiplied=False)
+
+    def subtract(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        return self._pairwise("subtract_rows", a, b, rows, multiplied=False)
+
+    def multiply(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        return self._pairwise("multiply_rows", a, b, rows, multiplied=True)
+
+    def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        self._checked(scalars, (len(rows),))
+        if any(int(w) >= q for w, q in zip(scalars, self._passes.moduli_of(rows), strict=True)):
+            raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+        return self._times(a, self.device.upload(scalars), rows, len(rows))
+
+    def times_p(self, x: Residues, level: int) -> Residues:
+        p, data, rows = self.parameters, self.parameters.data_rows(level), self._extended_rows(level)
+        scalars = self._passes.constant(
+            ("P", level),
+            lambda: np.array([p.special_product % q for q in p.data_primes[: level + 1]], dtype=np.uint64),
+        )
+        return self._times(x, scalars, data, len(rows))
+
+    def multiply_sums(
+        self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
+    ) -> Residues:
+        self._require_rows(rows)
+        n, size, limit = self.parameters.degree, len(plains.data), (len(terms), len(plains.data))
+        products = [product for one in sums for product in one]
+        if not products or not all(sums):
+            raise EvaluationError("every sum needs a product")
+        if any(not (0 <= i < limit[0] and 0 <= j < limit[1]) for i, j in products):
+            raise EvaluationError("a product names a term or a plaintext that does not exist")
+        if plains.length < 1 or n % plains.length:
+            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {plains.length}")
+        shape = (2, len(rows), n)
+        inputs = [self.device.upload(self._checked(t, shape)) for t in terms]
+        data, layout = self._packed(plains, (size,), rows)
+        one = data.nbytes // size
+        pointers = [(inputs[i].data.ptr, data.data.ptr + j * one) for i, j in products]
+        starts = np.cumsum([0, *(len(some) for some in sums)]).astype(np.uint64)
+        table = self.device.upload(np.concatenate([starts, np.array(pointers, dtype=np.uint64).ravel()]))
+        out, log_repeat = self.device.empty((len(sums), *shape)), (n // plains.length).bit_length() - 1
+        values, count = len(rows) * n, len(products)
+        self.device.launch(
+            "multiply_sums_rows",
+            (n // THREADS, len(rows), len(sums)),
+            (table, layout, out, *self._passes.table(rows), log_repeat, self._log_n),
+            words=2 * values * (count + len(sums)) + one * count // 8,
+            sums=2 * values * count,
+            reductions=2 * values * len(sums),
+        )
+        return self._like(terms[0], out)
+
+    def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
+        self._require_rows(rows)
+        shape = (len(rows), self.parameters.degree)
+        x, y = (self.device.upload(self._checked(v, (2, *shape))) for v in (a, b))
+        out = self.device.empty((3, *shape))
+        arguments = (x, y, out, *self._passes.table(rows), self._log_n)
+        size = x.size // 2
+        self.device.launch(
+            "tensor_rows",
+            self._passes.wide(len(rows)),
+            arguments,
+            words=7 * size,
+            sums=4 * size,
+            reductions=3 * size,
+        )
+        return self._like(a, out)
+
+    def automorphism(self, x: Residues, element: int) -> Residues:
+        a = self.device.upload(self._checked(x, (..., self.parameters.degree)))
+        out = self.device.empty(a.shape)
+        arguments = (a, out, self._element(element), self._log_n)
+        grid = self._passes.wide(a.size // self.parameters.degree)
+        self.device.launch("automorphism_rows", grid, arguments, words=2 * a.size)
+        return self._like(x, out)
+
+    def decompose(self, x: Residues, level: int) -> Residues:
+        return self._like(x, self._digits(x, level))
+
+    def key_product(
+        self,
+        digits: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        p, rows = self.parameters, self._extended_rows(level)
+        shape = (len(p.digits(level)), len(rows), p.degree)
+        a = self.device.upload(self._checked(digits, shape))
+        return self._like(digits, self._product(a, key, level, element, moved))
+
+    def key_switch(
+        self,
+        x: Residues,
+        key: KeySwitchKey,
+        level: int,
+        element: int = 1,
+        moved: Residues | None = None,
+    ) -> Residues:
+        return self._like(x, self._product(self._digits(x, level), key, level, element, moved))
+
+    def mod_down(self, x: Residues, level: int) -> Residues:
+        rows = self._extended_rows(level)
+        a = self.device.upload(self._checked(x, (..., len(rows), self.parameters.degree)))
+        return self._like(x, self._passes.divide(a, rows[: level + 1], rows[level + 1 :]))
+
+    def rescale(self, x: Residues, level: int) -> Residues:
+        rows = self._extended_rows(level)[: level + 1]
+        if level == 0:
+            raise EvaluationError("a ciphertext at level 0 cannot be rescaled; compile with one more level")
+        a = self.device.upload(self._checked(x, (..., len(rows), self.parameters.degree)))
+        return self._like(x, self._passes.divide(a, rows[:-1], rows[-1:]))
+
+    def _pairwise(self, kernel: str, a: Residues, b: Residues, rows: Rows, multiplied: bool) -> Residues:
+        x = self._polynomials(a, rows)
+        self._checked(b, (..., len(rows), self.parameters.degree))
+        if b.ndim > x.ndim or x.shape[x.ndim - b.ndim :] != b.shape:
+            raise EvaluationError(f"the shape {b.shape} is not the end of the shape {x.shape}")
+        y = self.device.upload(b)
+        out = self.device.empty(x.shape)
+        count, other = x.size // self.parameters.degree, y.size // self.parameters.degree
+        arguments = (x, y, out, *self._passes.table(rows), len(rows), other, self._log_n)
+        work = x.size if multiplied else 0
+        self.device.launch(
+            kernel, self._passes.wide(count), arguments, words=3 * x.size, sums=work, reductions=work
+        )
+        return self._like(a, out)
+
+    def _times(self, a: Residues, scalars: Any, rows: Rows, out_rows: int) -> Residues:
+        """The rows of a times scalars, and rows of zeros up to out_rows."""
+        x = self._polynomials(a, rows)
+        out = self.device.empty((*x.shape[:-2], out_rows, self.parameters.degree))
+        arguments = (x, scalars, out, *self._passes.table(rows), len(rows), out_rows, self._log_n)
+        grid = self._passes.wide(out.size // self.parameters.degree)
+        words = x.size + out.size
+        self.device.launch(
+            "multiply_rows_by_scalars", grid, arguments, words=words, sums=x.size, reductions=x.size
+        )
+        return self._like(a, out)
+
+    def _digits(self, x: Residues, level: int) -> Any:
+        rows = self._extended_rows(level)
+        a = self.device.upload(self._checked(x, (level + 1, self.parameters.degree)))
+        groups = tuple(tuple(range(*limits)) for limits in self.parameters.digits(level))
+        return self._passes.digits(a, groups, rows)
+
+    def _product(self, digits: Any, key: KeySwitchKey, level: int, element: int, moved: Any) -> Any:
+        p, n, rows = self.parameters, self.parameters.degree, self._extended_rows(level)
+        if key.level < level:
+            raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
+        key_rows = self._extended_rows(key.level)
+        if key.digits.length != n:
+            raise EvaluationError(f"a key for rings of {key.digits.length} coefficients, not of {n}")
+        array, _ = self._packed(key.digits, (len(p.digits(key.level)), 2), key_rows)
+        layout = self._passes.layout(key_rows, n, rows)
+        used_bytes = packed_bytes(tuple(self._passes.moduli_of(rows)), n)
+        halves, moved_rows, moves = 0, 0, digits  # any array where there is none to move
+        if moved is not None:
+            self._checked(moved, (..., n))
+            if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, len(rows)):
+                raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
+            (halves, moved_rows), moves = moved.shape[:2], self.device.upload(moved)
+        out, count = self.device.empty((2, len(rows), n)), digits.shape[0]
+        moved_values = halves * moved_rows * n
+        factors = self._passes.scalars(("P as factors", level), p.special_product, p.data_rows(level))
+        key_bytes = array.shape[-1]
+        shape = (len(rows), count, key_bytes, halves, moved_rows)
+        self.device.launch(
+            "key_product_rows",
+            self._passes.wide(len(rows)),
+            (
+                digits,
+                array,
+                layout,
+                moves,
+                out,
+                factors,
+                *self._passes.table(rows),
+                *shape,
+                self._element(element),
+                self._log_n,
+            ),
+            words=(count + 2) * len(rows) * n + 2 * count * used_bytes // 8 + moved_values,
+            products=moved_values if moved_rows < len(rows) else 0,
+            sums=2 * count * len(rows) * n,
+            reductions=2 * len(rows) * n,
+        )
+        return out
+
+    def _like(self, x: Residues, out: Any) -> Residues:
+        """`out` where x lies."""
+        return self.device.download(out) if isinstance(x, np.ndarray) else cast(Residues, out)
+
+    def _polynomials(self, x: Residues, rows: Rows) -> Any:
+        self._require_rows(rows)
+        return self.device.upload(self._checked(x, (..., len(rows), self.parameters.degree)))
+
+    def _require_rows(self, rows: Rows) -> None:
+        if not rows or not all(0 <= r < len(self.parameters.moduli) for r in rows):
+            raise EvaluationError(f"rows must name primes 0..{len(self.parameters.moduli) - 1}, got {rows}")
+
+    def _extended_rows(self, level: int) -> Rows:
+        if not 0 <= level <= self.parameters.max_level:
+            raise EvaluationError(f"levels go from 0 to {self.parameters.max_level}, got {level}")
+        return self.parameters.extended_rows(level)
+
+    def _packed(self, x: Packed, leading: tuple[int, ...], rows: Rows) -> tuple[Any, Any]:
+        """Packed polynomials on the device, to stay there, and the layout of their rows."""
+        moduli = tuple(self._passes.moduli_of(rows))
+        shape = (*leading, packed_bytes(moduli, x.length))
+        if x.moduli != moduli or x.data.shape != shape or x.data.dtype != np.uint8:
+            raise EvaluationError(
+                f"packed rows do not fit; got the shape {x.data.shape}, needed {shape} for rows {rows}"
+            )
+        return self.device.keep(x.data), self._passes.layout(rows, x.length, rows)
+
+    def _element(self, element: int) -> int:
+        if element % 2 == 0:
+            raise EvaluationError(f"a Galois element is odd, got {element}")
+        return element % (2 * self.parameters.degree)
+
+    def _checked(self, x: Any, shape: tuple[object, ...]) -> Any:
+        """x itself, if it is a host or device array of this shape; a leading `...` stands for any leading axes."""
+        if not isinstance(x, (np.ndarray, self.device.library.ndarray)) or x.dtype != np.uint64:
+            kind = getattr(x, "dtype", type(x).__name__)
+            raise EvaluationError(f"residues must be an array of uint64, got {kind}")
+        free = shape[:1] == (...,)
+        expected = shape[1:] if free else shape
+        actual = x.shape[-len(expected) :] if free else x.shape
+        if actual != expected or x.size == 0:
+            wanted = str(list(shape)).replace("Ellipsis", "...")
+            raise EvaluationError(f"residues must have the shape {wanted}, got {list(x.shape)}")
+        return x

@@ -1,0 +1,47 @@
+// Transforms of many rows: the grid is (tiles of a row, rows of all polynomials), a block is kThreads threads.
+#include "ntt.cuh"
+
+// x, out: [polynomial][row_count][N]; rows[r]: index of a row's prime. Leaves values below 4q for ntt_forward_blocks.
+extern "C" __global__ void __launch_bounds__(kThreads)
+ntt_forward_columns(const word* x, word* out, const Factor* twiddles, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned log_n) {
+    const unsigned row = rows[blockIdx.y % row_count];
+    const size_t at = static_cast<size_t>(blockIdx.y) << log_n;
+    forward_columns([&](unsigned k) { return x[at + k]; }, out + at, twiddles + (static_cast<size_t>(row) << log_n), primes[row].q, log_n);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+ntt_forward_blocks(word* out, const Factor* twiddles, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned log_n) {
+    const unsigned row = rows[blockIdx.y % row_count];
+    const size_t at = static_cast<size_t>(blockIdx.y) << log_n;
+    forward_blocks(out + at, [&](unsigned k, word v) { out[at + k] = v; }, twiddles + (static_cast<size_t>(row) << log_n), primes[row].q, log_n);
+}
+
+// Rows offset..offset+row_count-1 of each polynomial of x [polynomial][x_rows][N] -> out [polynomial][row_count][N], below 2q.
+extern "C" __global__ void __launch_bounds__(kThreads)
+ntt_inverse_blocks(const word* x, word* out, const Factor* twiddles, const Prime* primes, const unsigned* rows, unsigned row_count,
+                   unsigned x_rows, unsigned offset, unsigned log_n) {
+    __shared__ Tile tile;
+    const unsigned r = blockIdx.y % row_count, row = rows[r];
+    const Blocks place = {blockIdx.x};
+    const word* from = x + (static_cast<size_t>(blockIdx.y / row_count * x_rows + offset + r) << log_n);
+    word* to = out + (static_cast<size_t>(blockIdx.y) << log_n);
+    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) tile[e] = from[place(e)];
+    const unsigned first = (1u << (log_n - 1)) + (blockIdx.x << (kLogTile - 1));
+    inverse_stages(tile, twiddles + (static_cast<size_t>(row) << log_n), first, 0, kLogBlock, primes[row].q);
+    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) to[place(e)] = tile[e];
+}
+
+// scales: [row_count], 1/N times what else the coefficients are to be multiplied with.
+extern "C" __global__ void __launch_bounds__(kThreads)
+ntt_inverse_columns(word* out, const Factor* twiddles, const Factor* scales, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned log_n) {
+    __shared__ Tile tile;
+    const unsigned r = blockIdx.y % row_count, row = rows[r];
+    const Columns place(blockIdx.x, log_n);
+    const word q = primes[row].q;
+    const Factor scale = scales[r];
+    word* to = out + (static_cast<size_t>(blockIdx.y) << log_n);
+    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) tile[e] = to[place(e)];
+    const unsigned stages = log_n - kLogBlock;
+    inverse_stages(tile, twiddles + (static_cast<size_t>(row) << log_n), 1u << (stages - 1), place.log_width, stages, q);
+    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) to[place(e)] = multiply(tile[e], scale, q);
+}
