@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import cycle
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 
@@ -144,9 +144,9 @@ def measure(operation: Operation, machine: Machine, p: Parameters, least_s: floa
     operation.call()
     times: list[float] = []
     while sum(times) < least_s or len(times) < LEAST_CALLS:
-        start = perf_counter()
+        start = process_time()
         operation.call()
-        times.append(perf_counter() - start)
+        times.append(process_time() - start)
     arithmetic = operation.multiplications / machine.multiplications_per_s
     memory = operation.streamed_bytes / machine.bytes_per_s
     bound, median = max(arithmetic, memory), statistics.median(times)

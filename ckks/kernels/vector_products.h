@@ -89,19 +89,25 @@ struct PairSums {
 // How digits and moved polynomials are read at 8 positions.
 struct Direct {
     std::size_t k;
-    Direct(const KeySum&, std::size_t at) : k(at) {}
+    Direct(const VectorPrime&, const KeySum&, std::size_t at) : k(at) {}
+    void fetch(const u64*) const {}  // read in order: the CPU follows by itself
     V operator()(const u64* x, std::size_t u) const { return Lanes::load_integers(x + k + u * W); }
 };
 
 struct Permuted {
-    std::size_t at[kLine];
+    std::size_t at[kLine], next[kLine];
     Lanes::Pattern pattern[kLine];
-    Permuted(const KeySum& s, std::size_t k) {
+    Permuted(const VectorPrime& p, const KeySum& s, std::size_t k) {
+        const std::size_t ahead = (k + kAhead) % (std::size_t(1) << p.log_degree);
         for (std::size_t u = 0; u < kLine; ++u) {
             const std::size_t entry = s.permutation->entries[k / W + u];
             at[u] = entry / W * W;
+            next[u] = s.permutation->entries[ahead / W + u] / W * W;
             pattern[u] = Lanes::pattern(s.permutation->patterns + entry % W * W);
         }
+    }
+    void fetch(const u64* x) const {
+        for (std::size_t u = 0; u < kLine; ++u) __builtin_prefetch(x + next[u]);
     }
     V operator()(const u64* x, std::size_t u) const { return Lanes::to_double(Lanes::permute(Lanes::load_bits(x + at[u]), pattern[u])); }
 };
@@ -123,13 +129,14 @@ void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::s
             const std::size_t stop = i + kTogether < s.count ? i + kTogether : s.count;
             std::size_t left = room;
             for (std::size_t k = at; k < end; k += step) {
-                const Reader read(s, k);
+                const Reader read(p, s, k);
                 auto& [first, second] = kept[(k - at) / step];
                 PairSums sums(p);
                 if (i > 0) sums.resume(first, second, room);
                 for (std::size_t term = i; term < stop; ++term) {
                     sums.make_room(f);
                     const KeyTerm& t = s.terms[term];
+                    read.fetch(t.digit);
                     Row::fetch(t.first, k + kAhead);
                     Row::fetch(t.second, k + kAhead);
                     for (std::size_t u = 0; u < kLine; ++u) {
