@@ -17,7 +17,7 @@ from ckks.parameters import Parameters
 from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey
 from ckks.wire import KeyFile, key_names
 
-_KIND = "expanded keys 2"
+_KIND = "expanded keys 3"
 
 
 def expand_keys(

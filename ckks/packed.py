@@ -28,17 +28,20 @@ class Packed:
     def unpack(self) -> npt.NDArray[np.uint64]:
         """The residues as uint64 [...][row][length]."""
         shape = self.data.shape[:-1]
-        out = np.empty((*shape, len(self.moduli), self.length), np.uint64)
         start, count = 0, -(-self.length // BLOCK)
+        out = np.empty((*shape, len(self.moduli), count, BLOCK), np.uint64)
         for i, q in enumerate(self.moduli):
             width, end = residue_bytes(q), start + packed_bytes((q,), self.length)
             blocks = self.data[..., start:end].reshape(*shape, count, width * BLOCK)
-            row = blocks.view("<u8") if width == 8 else blocks[..., : 4 * BLOCK].view("<u4").astype(np.uint64)
+            if width == 8:
+                out[..., i, :, :] = blocks.view("<u8")
+            else:
+                out[..., i, :, :] = blocks[..., : 4 * BLOCK].view("<u4")
             if width == 6:
-                row |= blocks[..., 4 * BLOCK :].view("<u2").astype(np.uint64) << np.uint64(32)
-            out[..., i, :] = row.reshape(*shape, count * BLOCK)[..., : self.length]
+                high = blocks[..., 4 * BLOCK :].view("<u2")
+                out[..., i, :, :] |= np.left_shift(high, 32, dtype=np.uint64)
             start = end
-        return out
+        return out.reshape(*shape, len(self.moduli), count * BLOCK)[..., : self.length]
 
 
 def pack(residues: npt.NDArray[np.uint64], moduli: tuple[int, ...]) -> Packed:
