@@ -23,6 +23,7 @@ MAX_BUNDLE_BYTES = 8 << 20
 MAX_ELEMENTS = 1 << 20  # of a tensor, and slots of all its ciphertexts
 MAX_PARTS = 32  # ciphertexts of a tensor
 MAX_TENSORS = 16  # inputs, and outputs
+MAX_MEMBERS = 1 << 15  # ciphertexts in a stack
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Post = Literal["softmax", "sigmoid", "none"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -38,6 +39,8 @@ class Packing(_Strict):
     Element i (C order) is in part slots[i] // period, there at slots[i] % period + k*period for every k; other slots are zero or unused.
     parts: ciphertexts.
     copies, shift: the period of an input of one part may hold several copies, see `copy_places`; an output's does not.
+    lanes: images in one ciphertext, interleaved: what has slot s for one image has slot s*lanes + b for image b; period*lanes slots repeat.
+    stacked: element i is ciphertext i of a stack, image b at slot b + k*lanes; slots is then [0], period and parts 1.
     """
 
     shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 20)]], Field(min_length=1, max_length=6)]
@@ -48,9 +51,22 @@ class Packing(_Strict):
     copies: Annotated[int, Field(ge=1, le=1 << 15)] = 1
     shift: Annotated[int, Field(ge=0, lt=1 << 15)] = 0
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
+    lanes: Annotated[int, Field(ge=1, le=1 << 15)] = 1
+    stacked: bool = False
+
+    @property
+    def members(self) -> int:
+        """Ciphertexts in the stack; 0 for a single ciphertext that is no stack."""
+        return math.prod(self.shape) if self.stacked else 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Packing:
+        if self.lanes & (self.lanes - 1):
+            raise ValueError("the number of lanes must be a power of two")
+        if self.stacked:
+            if (self.slots, self.period, self.parts) != ([0], 1, 1) or self.members > MAX_MEMBERS:
+                raise ValueError(f"a stack has slots [0], period 1 and at most {MAX_MEMBERS} members")
+            return self
         if self.period & (self.period - 1) or math.prod(self.shape) != len(self.slots):
             raise ValueError("the period must be a power of two and there must be one slot per element")
         if self.copies & (self.copies - 1) or self.copies > (self.period if self.parts == 1 else 1):
@@ -116,7 +132,7 @@ class OutputSpec(_Spec):
 
     @model_validator(mode="after")
     def _labelled(self) -> OutputSpec:
-        classes = len(self.packing.slots)
+        classes = math.prod(self.packing.shape)
         if (self.post, classes) == ("sigmoid", 1) and len(self.labels) == 2:
             classes = 2
         if self.labels and len(self.labels) != classes:
@@ -155,9 +171,13 @@ class Bundle(_Strict):
         specs = [*self.inputs, *self.outputs]
         levels = [s.level for s in specs] + [self.relinearisation_level or 0]
         levels += [r.level for r in self.rotations]
+        if len({(s.packing.lanes, s.packing.stacked) for s in specs}) > 1:
+            raise ValueError("inputs and outputs must hold the same images")
+        if specs[0].packing.stacked and len(specs) > 2:
+            raise ValueError("only a model of one input and one output has stacks")
         if (
             max(levels) > p.max_level
-            or max(s.packing.period for s in specs) > p.slots
+            or max(s.packing.period * s.packing.lanes for s in specs) > p.slots
             or any(r.steps >= p.slots for r in self.rotations)
         ):
             raise ValueError("a level, period or rotation does not exist in these parameters")
@@ -192,6 +212,21 @@ class Bundle(_Strict):
     def promised_error(self) -> float:
         """The largest absolute error of a logit of any output that the compiler promises."""
         return max(o.promised_error for o in self.outputs)
+
+    @property
+    def lanes(self) -> int:
+        """Images that a request may hold."""
+        return self.inputs[0].packing.lanes
+
+    @property
+    def input_members(self) -> int:
+        """The size of the stack that a client sends; 0 where it sends no stack."""
+        return self.inputs[0].packing.members
+
+    @property
+    def output_members(self) -> int:
+        """The size of the stack that comes back; 0 where none does."""
+        return self.outputs[0].packing.members
 
     @property
     def input_ciphertexts(self) -> dict[str, tuple[int, float]]:

@@ -36,10 +36,12 @@ class Op(str, Enum):
     DROP_LEVEL = "drop_level"  # the same value at a lower level
     ROTATE = "rotate"  # slots to the left by `steps`
     LINEAR_TRANSFORM = "linear_transform"  # matrix by generalised diagonals, encoded at weight_scale
+    MATRIX = "matrix"  # matrix times a stack: each weight rounded at weight_scale
     OUTPUT = "output"  # the result called `name`
 
 
-ARITY = {Op.INPUT: 0, Op.ADD: 2, Op.SUBTRACT: 2, Op.MULTIPLY: 2}  # all others take one operand
+# All others take one operand, but for MATRIX: it takes any number of stacks, which stand for one, member after member.
+ARITY = {Op.INPUT: 0, Op.ADD: 2, Op.SUBTRACT: 2, Op.MULTIPLY: 2}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ class Instruction:
 
     level, scale: of the result. layer: the name of the ONNX layer it came from, for reports and progress.
     weight: key of the weights file: float64 [period] for plain operands, [diagonals][period] for linear transforms; period is a power of
-    two that divides the slot count, and the vector repeats.
+    two that divides the slot count, and the vector repeats. For stacks one number per member, the same for all slots, and [outputs][inputs]
+    for a matrix.
+    members (INPUT, MATRIX): ciphertexts in the stack that results; 0 for a single ciphertext that is none. Other operations on stacks
+    work member by member, on stacks of equal size. products (MATRIX): its non-zero weights.
     terms (LINEAR_TRANSFORM): one (giant, baby) pair per diagonal; the matrix maps slot vector x to
     y[t] = sum_k diagonal_k[t] * x[t + giant_k + baby_k], evaluated as sum_giant rot_giant(sum_baby rot_-giant(diagonal) * rot_baby(x))
     (baby steps and giant steps: Halevi and Shoup 2018, section 3). giant and baby are in 0..slots-1.
@@ -68,6 +73,8 @@ class Instruction:
     terms: tuple[tuple[int, int], ...] = ()
     baby_hops: Hops = ()
     giant_hops: Hops = ()
+    members: int = 0
+    products: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,14 @@ class Circuit:
 
     slots: int
     instructions: tuple[Instruction, ...]
+
+    def members(self) -> list[int]:
+        """Of every value: the size of its stack, 0 for a single ciphertext."""
+        found: list[int] = []
+        for ins in self.instructions:
+            stated = ins.op in (Op.INPUT, Op.MATRIX)
+            found.append(ins.members if stated else found[ins.operands[0]])
+        return found
 
     def key_needs(self) -> KeyNeeds:
         """Exactly the evaluation keys that running this circuit uses, each at the highest level of use."""
@@ -103,7 +118,7 @@ class Circuit:
             for k in _PAIRS:
                 if pairs := getattr(ins, k):
                     row[k] = [list(pair) for pair in pairs]
-            row |= {k: v for k in ("layer", "name", "steps", "weight") if (v := getattr(ins, k))}
+            row |= {k: v for k in _SIMPLE if (v := getattr(ins, k))}
             rows.append(row)
         return {"slots": self.slots, "instructions": rows}
 
@@ -128,6 +143,8 @@ class Circuit:
             if ins.terms:
                 babies, giants = len({b for _, b in ins.terms}), len({g for g, _ in ins.terms})
                 details.append(f"{len(ins.terms)} diagonals, {babies} babies, {giants} giants")
+            if ins.members:
+                details.append(f"{ins.members} members")
             if hops := len(ins.baby_hops) + len(ins.giant_hops):
                 details.append(f"{hops} hops")
             text = f"%{i} = {ins.op.value} {', '.join(details)}"
@@ -175,6 +192,7 @@ def rotation_path(steps: Set[int], hops: Hops, slots: int) -> list[tuple[int, in
     return found
 
 
+_SIMPLE = ("layer", "name", "steps", "weight", "members", "products")
 _PAIRS = ("terms", "baby_hops", "giant_hops")
 _FIELDS = {f.name for f in dataclasses.fields(Instruction)}
 
@@ -205,5 +223,7 @@ def _instruction(row: dict[str, Any]) -> Instruction:
         steps=_integer(row.get("steps", 0)),
         weight=_text(row.get("weight", "")),
         weight_scale=float.fromhex(row.get("weight_scale", "0x0p+0")),
+        members=_integer(row.get("members", 0)),
+        products=_integer(row.get("products", 0)),
         **pairs,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,15 @@ from ckks.types import Slots, same_scale
 
 @dataclass(frozen=True, eq=False)
 class ClearValue:
-    """What a ciphertext would hold: float64 [..., slots], with the level and scale it would have. Leading axes are independent runs."""
+    """What a ciphertext would hold: float64 [..., slots], with the level and scale it would have. Leading axes are independent runs.
+
+    stacked: a stack, [member][images], with as many slots as there are images.
+    """
 
     slots: Slots
     level: int
     scale: float
+    stacked: bool = False
 
 
 class CleartextEvaluator:
@@ -38,10 +43,21 @@ class CleartextEvaluator:
         repeats = self.parameters.slots // values.shape[-1]
         return self._value(np.tile(values, repeats), level, scale, self._noise.fresh(scale))
 
-    def _value(self, slots: Slots, level: int, scale: float, std: float | Slots = 0.0) -> ClearValue:
+    def encrypt_stack(self, values: Slots, level: int, scale: float) -> ClearValue:
+        """A fresh stack: float64 [member][images]."""
+        return self._value(values, level, scale, self._noise.fresh(scale), stacked=True)
+
+    def _value(
+        self, slots: Slots, level: int, scale: float, std: float | Slots = 0.0, stacked: bool = False
+    ) -> ClearValue:
         if self._rng is not None:
             slots = slots + self._rng.standard_normal(slots.shape) * std
-        return ClearValue(slots, level, scale)
+        return ClearValue(slots, level, scale, stacked)
+
+    def _rounded(self, weight: str, scale: float) -> Slots:
+        """A weight that is one integer for all slots: its rounding is known, and done where noise is simulated."""
+        w = self.weights[weight]
+        return w if self._rng is None else np.rint(w * scale) / scale
 
     def _weight(self, weight: str) -> Slots:
         w = self.weights[weight]
@@ -49,13 +65,15 @@ class CleartextEvaluator:
 
     def add(self, a: ClearValue, b: ClearValue) -> ClearValue:
         self._require_same(a, b)
-        return ClearValue(a.slots + b.slots, a.level, a.scale)
+        return ClearValue(a.slots + b.slots, a.level, a.scale, a.stacked)
 
     def subtract(self, a: ClearValue, b: ClearValue) -> ClearValue:
         self._require_same(a, b)
-        return ClearValue(a.slots - b.slots, a.level, a.scale)
+        return ClearValue(a.slots - b.slots, a.level, a.scale, a.stacked)
 
     def add_plain(self, a: ClearValue, weight: str) -> ClearValue:
+        if a.stacked:
+            return ClearValue(a.slots + self._rounded(weight, a.scale)[:, None], a.level, a.scale, True)
         return self._value(
             a.slots + self._weight(weight),
             a.level,
@@ -64,23 +82,36 @@ class CleartextEvaluator:
         )
 
     def multiply_plain(self, a: ClearValue, weight: str, weight_scale: float) -> ClearValue:
+        if a.stacked:
+            slots = a.slots * self._rounded(weight, weight_scale)[:, None]
+            return ClearValue(slots, a.level, a.scale * weight_scale, True)
         std = np.abs(a.slots) * self._noise.encoding(weight_scale, self.weights[weight].shape[-1])
         return self._value(a.slots * self._weight(weight), a.level, a.scale * weight_scale, std)
 
     def multiply(self, a: ClearValue, b: ClearValue) -> ClearValue:
         if a.level != b.level:
             raise EvaluationError(f"operands differ: level {a.level} and {b.level}")
-        return ClearValue(a.slots * b.slots, a.level, a.scale * b.scale)
+        return ClearValue(a.slots * b.slots, a.level, a.scale * b.scale, a.stacked)
 
     def relinearise(self, a: ClearValue) -> ClearValue:
-        return self._value(a.slots, a.level, a.scale, self._switch(a))
+        return self._value(a.slots, a.level, a.scale, self._switch(a), a.stacked)
 
     def rescale(self, a: ClearValue) -> ClearValue:
         scale = a.scale / self.parameters.data_primes[a.level]
-        return self._value(a.slots, a.level - 1, scale, self._noise.rounding(scale))
+        return self._value(a.slots, a.level - 1, scale, self._noise.rounding(scale), a.stacked)
 
     def drop_level(self, a: ClearValue, level: int) -> ClearValue:
-        return ClearValue(a.slots, level, a.scale)
+        return ClearValue(a.slots, level, a.scale, a.stacked)
+
+    def matrix(
+        self, stacks: Sequence[ClearValue], weight: str, weight_scale: float, members: int, products: int
+    ) -> ClearValue:
+        """Exact but for the rounding of the weights: no noise is added, what is there is added up."""
+        a = stacks[0]
+        for x in stacks[1:]:
+            self._require_same(a, x)
+        slots = self._rounded(weight, weight_scale) @ np.concatenate([x.slots for x in stacks])
+        return ClearValue(slots, a.level, a.scale * weight_scale, True)
 
     def rotate(self, a: ClearValue, steps: int) -> ClearValue:
         return self._value(np.roll(a.slots, -steps, axis=-1), a.level, a.scale, self._switch(a))

@@ -18,6 +18,7 @@ from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Op, Weights
 from ckks.encoder import Encoder
 from ckks.errors import EvaluationError
+from ckks.integers import IntegerWeights, integer_bytes
 from ckks.mapped import map_arrays, write_arrays
 from ckks.packed import Bytes, Packed, pack, packed_bytes
 from ckks.parameters import Parameters
@@ -55,15 +56,17 @@ class EncodedWeights:
         self.backend = backend
         self.weights = weights
         self.encoder = Encoder(backend.parameters, backend)
+        self.integers = IntegerWeights(backend.parameters, weights)
         self._arrays: dict[str, Bytes] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of all encodings so far, in memory or mapped."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(array.nbytes for array in self._arrays.values()) + self.integers.nbytes
 
     def prepare(self, circuit: Circuit) -> None:
         """Encode all that a circuit uses, so that its first run is no slower than the others. Raises EvaluationError."""
+        self.integers.prepare(circuit)
         for encoding in _encodings(circuit):
             self._find(encoding)
 
@@ -73,6 +76,7 @@ class EncodedWeights:
         A few polynomials are in memory at a time while it is written. Mapped pages are shared, and given back by the system when
         memory is short. Raises EvaluationError.
         """
+        self.integers.prepare(circuit)
         with _lock(path):
             if not path.exists():
                 partial = path.with_suffix(".part")
@@ -147,11 +151,13 @@ class EncodedWeights:
 def encoded_bytes(circuit: Circuit, weights: Weights, parameters: Parameters) -> int:
     """Bytes of the encoded weights of a circuit (without the file's header)."""
     shapes = {e.name: _shape(parameters, e, np.atleast_2d(weights[e.weight])) for e in _encodings(circuit)}
-    return sum(count * size for count, size in shapes.values())
+    return sum(count * size for count, size in shapes.values()) + integer_bytes(circuit)
 
 
 def _encodings(circuit: Circuit) -> Iterator[_Encoding]:
-    for ins in circuit.instructions:
+    for ins, members in zip(circuit.instructions, circuit.members(), strict=True):
+        if members:
+            continue
         if ins.op is Op.ADD_PLAIN:
             yield _Encoding(ins.weight, ins.level, ins.scale)
         elif ins.op is Op.MULTIPLY_PLAIN:

@@ -61,7 +61,7 @@ class Encoder:
         rows = p.extended_rows(level) if extended else p.data_rows(level)
         residues = np.zeros((len(rows), p.degree), dtype=np.uint64)
         stride = p.slots // size  # a vector of period k is a polynomial in X^(slots/k)
-        residues[:, ::stride] = [_reduce_floats(coefficients, p.moduli[r]) for r in rows]
+        residues[:, ::stride] = [reduce_floats(coefficients, p.moduli[r]) for r in rows]
         return Plaintext(NttPolynomial(self.backend.forward(residues, rows), rows), level, scale)
 
     def decode(self, polynomial: CoefficientPolynomial, level: int, scale: float) -> Slots:
@@ -118,7 +118,7 @@ def _twist(degree: int) -> ComplexSlots:
     return np.asarray(np.exp(1j * np.pi / degree * np.arange(degree)), dtype=np.complex128)
 
 
-def _reduce_floats(values: Floats, q: int) -> Residues:
+def reduce_floats(values: Floats, q: int) -> Residues:
     """Integer-valued float64 of any magnitude -> residues mod q in [0, q), exactly: value = integer * 2^shift."""
     _, exponent = np.frexp(values)
     large = np.maximum(exponent - _MANTISSA_BITS, 0)

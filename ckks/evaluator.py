@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ckks import linear
+from ckks import linear, stacks
 from ckks.backends import Backend
 from ckks.circuit import Hops, Weights
 from ckks.encoded import EncodedWeights
@@ -49,6 +49,9 @@ class CkksEvaluator:
 
     def add_plain(self, a: Ciphertext, weight: str) -> Ciphertext:
         """a + weight; the weight is encoded at a's level and scale."""
+        if a.polys.ndim == 4:
+            constants = self.weights.integers.constants(weight, a.level, a.scale)
+            return self._like(a, stacks.add_constants(self.backend, a.polys, constants))
         polys = a.polys.copy()
         plain = self.weights.vector(weight, a.level, a.scale)
         polys[0] = self.backend.add(a.polys[0], plain, self.parameters.data_rows(a.level))
@@ -56,6 +59,10 @@ class CkksEvaluator:
 
     def multiply_plain(self, a: Ciphertext, weight: str, weight_scale: float) -> Ciphertext:
         """a * weight, slot by slot: a's level, scale a.scale * weight_scale."""
+        if a.polys.ndim == 4:
+            constants = self.weights.integers.constants(weight, a.level, weight_scale)
+            polys = stacks.multiply_constants(self.backend, a.polys, constants)
+            return Ciphertext(polys, a.level, a.scale * weight_scale)
         plain = self.weights.vector(weight, a.level, weight_scale)
         polys = self.backend.multiply(a.polys, plain, self.parameters.data_rows(a.level))
         return Ciphertext(polys, a.level, a.scale * weight_scale)
@@ -68,14 +75,21 @@ class CkksEvaluator:
             raise EvaluationError(
                 f"cannot multiply levels {a.level} and {b.level}; drop the higher one first"
             )
-        polys = self.backend.tensor(a.polys, b.polys, self.parameters.data_rows(a.level))
+        if a.polys.shape != b.polys.shape:
+            raise EvaluationError("cannot multiply stacks of different sizes")
+        if a.polys.ndim == 4:
+            polys = stacks.multiply(self.backend, a.polys, b.polys, a.level)
+        else:
+            polys = self.backend.tensor(a.polys, b.polys, self.parameters.data_rows(a.level))
         return Ciphertext(polys, a.level, a.scale * b.scale)
 
     def relinearise(self, a: Ciphertext) -> Ciphertext:
         """Three polynomials -> two, same level and scale."""
-        if a.polys.shape[0] != 3:
-            raise EvaluationError(f"relinearisation takes three polynomials, got {a.polys.shape[0]}")
+        if a.polys.shape[-3] != 3:
+            raise EvaluationError(f"relinearisation takes three polynomials, got {a.polys.shape[-3]}")
         key = self.keys.relinearisation_at(a.level)
+        if a.polys.ndim == 4:
+            return self._like(a, stacks.relinearise(self.backend, a.polys, key, a.level))
         product = self.backend.key_switch(a.polys[2], key, a.level, moved=a.polys[:2])
         return self._like(a, self.backend.mod_down(product, a.level))
 
@@ -90,7 +104,7 @@ class CkksEvaluator:
         """The same value and scale modulo fewer primes."""
         if not 0 <= level <= a.level:
             raise EvaluationError(f"cannot go from level {a.level} to level {level}")
-        return Ciphertext(a.polys[:, : level + 1].copy(), level, a.scale)
+        return Ciphertext(a.polys[..., : level + 1, :].copy(), level, a.scale)
 
     def rotate(self, a: Ciphertext, steps: int) -> Ciphertext:
         """Slots to the left by `steps` (any sign), same level and scale."""
@@ -98,7 +112,7 @@ class CkksEvaluator:
 
     def rotate_many(self, a: Ciphertext, steps: Iterable[int]) -> list[Ciphertext]:
         """Rotations of one ciphertext, from a single decomposition."""
-        _require_two(a)
+        _require_one(a)
         wanted = [s % self.parameters.slots for s in steps]
         rotated: dict[int, Ciphertext] = {0: a}
         for step, extended in linear.rotations_times_p(self.backend, self.keys, a, set(wanted) - {0}).items():
@@ -115,17 +129,31 @@ class CkksEvaluator:
         giant_hops: Hops = (),
     ) -> Ciphertext:
         """A matrix by diagonals (terms, hops: ckks.circuit.Instruction): a's level, scale a.scale * weight_scale."""
-        _require_two(a)
+        _require_one(a)
         hops = baby_hops, giant_hops
         return linear.linear_transform(
             self.backend, self.keys, self.weights, a, weight, weight_scale, terms, *hops
         )
 
+    def matrix(
+        self, operands: Sequence[Ciphertext], weight: str, weight_scale: float, members: int, products: int
+    ) -> Ciphertext:
+        """weight [members][inputs] times stacks of two or three polynomials each: their level, scale times weight_scale."""
+        a = operands[0]
+        if any(x.polys.ndim != 4 or x.polys.shape[1] != a.polys.shape[1] for x in operands):
+            raise EvaluationError("a matrix maps stacks of ciphertexts with as many polynomials each")
+        for x in operands[1:]:
+            require_same(a, x)
+        encoded = self.weights.integers.matrix(weight, a.level, weight_scale)
+        rows = self.parameters.data_rows(a.level)
+        polys = self.backend.matrix([x.polys for x in operands], encoded[:2], encoded[2:], members, rows)
+        return Ciphertext(polys, a.level, a.scale * weight_scale)
+
     def _match(self, a: Ciphertext, b: Ciphertext) -> Residues:
         require_same(a, b)
         if a.polys.shape != b.polys.shape:
             raise EvaluationError(
-                f"operands have {a.polys.shape[0]} and {b.polys.shape[0]} polynomials; relinearise first"
+                f"operands have shapes {a.polys.shape[:-2]} and {b.polys.shape[:-2]}; relinearise first, and match stacks"
             )
         return b.polys
 
@@ -135,7 +163,13 @@ class CkksEvaluator:
 
 
 def _require_two(a: Ciphertext) -> None:
-    if a.polys.shape[0] != 2:
+    if a.polys.shape[-3] != 2:
         raise EvaluationError(
-            f"this operation takes two polynomials, got {a.polys.shape[0]}; relinearise first"
+            f"this operation takes two polynomials, got {a.polys.shape[-3]}; relinearise first"
         )
+
+
+def _require_one(a: Ciphertext) -> None:
+    _require_two(a)
+    if a.polys.ndim != 3:
+        raise EvaluationError("this operation takes one ciphertext, not a stack")

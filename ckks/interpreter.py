@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Protocol, TypeVar
 
 from ckks.circuit import Circuit, Hops, Instruction, Op
@@ -35,18 +35,22 @@ class Evaluator(Protocol[C]):
         baby_hops: Hops = (),
         giant_hops: Hops = (),
     ) -> C: ...
+    def matrix(
+        self, stacks: Sequence[C], weight: str, weight_scale: float, members: int, products: int
+    ) -> C: ...
 
 
 Step = Callable[[int, Instruction], None]
 
 
 def run(
-    circuit: Circuit, inputs: Mapping[str, C], evaluator: Evaluator[C], before_step: Step | None = None
+    circuit: Circuit, inputs: MutableMapping[str, C], evaluator: Evaluator[C], before_step: Step | None = None
 ) -> dict[str, C]:
     """Evaluate a verified circuit; returns its outputs by name.
 
-    A value is let go after its last use, so memory is bounded by the circuit's width. `before_step(index, instruction)` runs before each
-    instruction: progress, and cancellation by raising. Raises EvaluationError for a missing input.
+    A value is let go after its last use, so memory is bounded by the circuit's width; inputs are taken out of their mapping.
+    `before_step(index, instruction)` runs before each instruction: progress, and cancellation by raising. Raises EvaluationError for a
+    missing input.
     """
     last_use = {operand: i for i, ins in enumerate(circuit.instructions) for operand in ins.operands}
     values: dict[int, C] = {}
@@ -57,7 +61,7 @@ def run(
         if ins.op is Op.INPUT:
             if ins.name not in inputs:
                 raise EvaluationError(f"input {ins.name!r} is missing")
-            values[i] = inputs[ins.name]
+            values[i] = inputs.pop(ins.name)
             continue
         operands = [values[o] for o in ins.operands]
         if ins.op is Op.OUTPUT:
@@ -94,5 +98,7 @@ def _apply(ins: Instruction, operands: list[C], evaluator: Evaluator[C]) -> C:
         case Op.LINEAR_TRANSFORM:
             hops = ins.baby_hops, ins.giant_hops
             return evaluator.linear_transform(a, ins.weight, ins.weight_scale, ins.terms, *hops)
+        case Op.MATRIX:
+            return evaluator.matrix(operands, ins.weight, ins.weight_scale, ins.members, ins.products)
         case _:
             raise EvaluationError(f"{ins.op.value} is not an operation on values")

@@ -49,6 +49,7 @@ class Plaintext:
 class Ciphertext:
     """polys: uint64 [2 or 3][level+1][N], NTT domain; decrypts as polys[0] + polys[1]*s (+ polys[2]*s^2) = scale * message.
 
+    A stack of ciphertexts (ckks/stacks.py) has an axis of members in front, all at one level and scale.
     Three polynomials exist only between a multiplication and its relinearisation.
     """
 
@@ -127,7 +128,10 @@ def require_same(a: Ciphertext, b: Ciphertext) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SeededCiphertext:
-    """A fresh symmetric ciphertext whose second polynomial is ckks.seeds.expand(seed, digit 0, row): b uint64 [level+1][N], NTT."""
+    """A fresh symmetric ciphertext whose second polynomial is ckks.seeds.expand(seed, digit 0, row): b uint64 [level+1][N], NTT.
+
+    A stack has an axis of members in front, and the second polynomial of member i is that of digit i.
+    """
 
     b: Residues
     seed: bytes

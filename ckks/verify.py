@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from ckks.bundle import Bundle
+from ckks.bundle import MAX_MEMBERS, Bundle
 from ckks.circuit import ARITY, Circuit, Hops, Instruction, Op, Weights, rotation_path
 from ckks.errors import CircuitError
 from ckks.parameters import Parameters
-from ckks.types import same_scale
+from ckks.types import Slots, same_scale
 
 MAX_INSTRUCTIONS = 100_000
-_WEIGHTED = (Op.ADD_PLAIN, Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM)
+_WEIGHTED = (Op.ADD_PLAIN, Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM, Op.MATRIX)
 
 
 def verify(circuit: Circuit, bundle: Bundle, weights: Weights) -> None:
@@ -24,21 +24,24 @@ def verify(circuit: Circuit, bundle: Bundle, weights: Weights) -> None:
             f"circuit: {circuit.slots} slots do not fit N={parameters.degree}, or it is empty or too long"
         )
     three = set[int]()  # values of three polynomials
+    members: list[int] = []  # by value: the size of its stack
     for i, ins in enumerate(circuit.instructions):
         try:
             operands = _operands(circuit, i, ins)
             _check_sizes(ins, three)
             _check_result(ins, operands, parameters)
-            _check_attributes(ins, circuit.slots, weights)
+            _check_attributes(ins, circuit.slots, weights, [members[o] for o in ins.operands])
         except CircuitError as error:
             raise CircuitError(f"instruction %{i} ({ins.op.value}): {error}") from None
-        if ins.op is Op.MULTIPLY:
+        if ins.op is Op.MULTIPLY or (ins.op in (Op.MATRIX, Op.ADD) and ins.operands[0] in three):
             three.add(i)
+        members.append(ins.members if ins.op in (Op.INPUT, Op.MATRIX) else members[ins.operands[0]])
     _check_interface(circuit, bundle, weights)
 
 
 def _operands(circuit: Circuit, i: int, ins: Instruction) -> list[Instruction]:
-    if len(ins.operands) != ARITY.get(ins.op, 1):
+    stacks = ins.op is Op.MATRIX and len(ins.operands) > 0
+    if not stacks and len(ins.operands) != ARITY.get(ins.op, 1):
         raise CircuitError(f"takes {ARITY.get(ins.op, 1)} operands, has {len(ins.operands)}")
     for o in ins.operands:
         if not 0 <= o < i or circuit.instructions[o].op is Op.OUTPUT:
@@ -47,9 +50,10 @@ def _operands(circuit: Circuit, i: int, ins: Instruction) -> list[Instruction]:
 
 
 def _check_sizes(ins: Instruction, three: set[int]) -> None:
-    wants_three = ins.op is Op.RELINEARISE
-    if any((o in three) != wants_three for o in ins.operands):
-        raise CircuitError("products must be relinearised before any other use, and nothing else may be")
+    found = {o in three for o in ins.operands}
+    summed = ins.op in (Op.MATRIX, Op.ADD) and len(found) == 1  # linear: one relinearisation may follow
+    if not summed and found - {ins.op is Op.RELINEARISE}:
+        raise CircuitError("products must be relinearised before any use but sums, and nothing else may be")
 
 
 def _check_result(ins: Instruction, operands: list[Instruction], parameters: Parameters) -> None:
@@ -69,7 +73,9 @@ def _check_result(ins: Instruction, operands: list[Instruction], parameters: Par
                 f"operands differ in level ({a.level}, {b.level}) or scale ({a.scale:.6g}, {b.scale:.6g})"
             )
         scale = scale * b.scale if ins.op is Op.MULTIPLY else scale
-    elif ins.op in (Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM):
+    elif ins.op in (Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM, Op.MATRIX):
+        if any(b.level != level or not same_scale(scale, b.scale) for b in operands[1:]):
+            raise CircuitError("the stacks differ in level or scale")
         scale *= ins.weight_scale
     elif ins.op is Op.RESCALE:
         if level == 0:
@@ -83,16 +89,28 @@ def _check_result(ins: Instruction, operands: list[Instruction], parameters: Par
         )
 
 
-def _check_attributes(ins: Instruction, slots: int, weights: Weights) -> None:
+def _check_attributes(ins: Instruction, slots: int, weights: Weights, members: list[int]) -> None:
+    """members: of the operands."""
+    if not 0 <= ins.members <= MAX_MEMBERS or (len(set(members)) > 1 and ins.op is not Op.MATRIX):
+        raise CircuitError(f"stacks must be of equal size, and have at most {MAX_MEMBERS} members")
+    if ins.op in (Op.ROTATE, Op.LINEAR_TRANSFORM) and members[0]:
+        raise CircuitError("takes a single ciphertext, not a stack")
     if ins.op is Op.ROTATE and not 0 < ins.steps < slots:
         raise CircuitError(f"rotation by {ins.steps} is not in 1..{slots - 1}")
-    if ins.op in (Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM) and not (1 <= ins.weight_scale < 2.0**120):
+    if ins.op in (Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM, Op.MATRIX) and not (
+        1 <= ins.weight_scale < 2.0**120
+    ):
         raise CircuitError(f"weight scale {ins.weight_scale} is out of range")
     if ins.op not in _WEIGHTED:
         return
     if ins.weight not in weights:
         raise CircuitError(f"there is no weight called {ins.weight!r}")
     w = weights[ins.weight]
+    if ins.op is Op.MATRIX and 0 in members:
+        raise CircuitError("takes stacks, not single ciphertexts")
+    if ins.op is Op.MATRIX or members[0]:
+        _check_stack_weight(ins, w, sum(members))
+        return
     period = w.shape[-1] if w.ndim else 0
     if (
         w.dtype != np.float64
@@ -117,6 +135,14 @@ def _check_attributes(ins: Instruction, slots: int, weights: Weights) -> None:
         raise CircuitError(f"weight {ins.weight!r} must be a vector")
 
 
+def _check_stack_weight(ins: Instruction, w: Slots, members: int) -> None:
+    shape = (ins.members, members) if ins.op is Op.MATRIX else (members,)
+    if w.dtype != np.float64 or not w.size or w.shape != shape or not np.isfinite(w).all():
+        raise CircuitError(f"weight {ins.weight!r} must be finite float64 {list(shape)}, got {list(w.shape)}")
+    if ins.op is Op.MATRIX and ins.products != np.count_nonzero(w):
+        raise CircuitError(f"states {ins.products} products, its matrix has {np.count_nonzero(w)}")
+
+
 def _check_hops(steps: set[int], hops: Hops, slots: int) -> None:
     if any(not 0 < n < slots for hop in hops for n in hop):
         raise CircuitError(f"a hop is outside 1..{slots - 1}")
@@ -136,6 +162,10 @@ def _check_interface(circuit: Circuit, bundle: Bundle, weights: Weights) -> None
             raise CircuitError(
                 f"the circuit's {kind} are not the bundle's {', '.join(map(repr, expected))} at their levels and scales"
             )
+    announced_members = {Op.INPUT: bundle.input_members, Op.OUTPUT: bundle.output_members}
+    for ins, members in zip(circuit.instructions, circuit.members(), strict=True):
+        if members != announced_members.get(ins.op, members):
+            raise CircuitError("the bundle announces other stacks than the circuit has")
     used = {o for ins in circuit.instructions for o in ins.operands}
     # A part of an input that no weight meets is sent all the same: what is sent does not depend on the weights.
     ends = (Op.INPUT, Op.OUTPUT)

@@ -1,7 +1,8 @@
 """The wire format: ciphertexts and evaluation keys as safetensors, loaded strictly.
 
 One tensor [N] per limb, uint32 where the prime is below 2^32, else uint64. A ciphertext has tensors "POLY.ROW"; a seeded one only "0.ROW"
-and the seed in its metadata; of several ciphertexts in one object, each has "NAME.POLY.ROW". A key file has "KEY.DIGIT.ROW", KEY being
+and the seed in its metadata; of several ciphertexts in one object, each has "NAME.POLY.ROW". A stack of ciphertexts has tensors
+[members][N] and its size in the metadata. A key file has "KEY.DIGIT.ROW", KEY being
 "relinearisation" or "galois-ELEMENT", and a seed per key.
 Every load checks the exact set of names, types and shapes, every residue < q, and the announced parameters, level and scale.
 """
@@ -10,8 +11,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,11 @@ def _dtype_name(q: int) -> str:
 def _limbs(
     parameters: Parameters, residues: Residues, prefix: str, rows: tuple[int, ...]
 ) -> dict[str, npt.NDArray[Any]]:
-    return {f"{prefix}.{r}": residues[i].astype(row_dtype(parameters.moduli[r])) for i, r in enumerate(rows)}
+    """residues [...][row][N]."""
+    return {
+        f"{prefix}.{r}": residues[..., i, :].astype(row_dtype(parameters.moduli[r]))
+        for i, r in enumerate(rows)
+    }
 
 
 def _payload(parameters: Parameters, rows: tuple[int, ...]) -> int:
@@ -65,7 +73,7 @@ def _payload(parameters: Parameters, rows: tuple[int, ...]) -> int:
 
 
 def dump_ciphertext(parameters: Parameters, ciphertext: Ciphertext | SeededCiphertext) -> bytes:
-    """The wire bytes of a ciphertext of two polynomials, or of a fresh seeded one (half the size)."""
+    """The wire bytes of a ciphertext or stack of two polynomials, or of a fresh seeded one (half the size)."""
     rows = parameters.data_rows(ciphertext.level)
     metadata = {
         "kind": "ciphertext",
@@ -76,19 +84,23 @@ def dump_ciphertext(parameters: Parameters, ciphertext: Ciphertext | SeededCiphe
     }
     if isinstance(ciphertext, SeededCiphertext):
         metadata["seed"] = ciphertext.seed.hex()
-        tensors = _limbs(parameters, ciphertext.b, "0", rows)
+        first = ciphertext.b
+        tensors = _limbs(parameters, first, "0", rows)
     else:
+        first = ciphertext.polys[..., 0, :, :]
         tensors = {}
-        for k, poly in enumerate(ciphertext.polys):
-            tensors |= _limbs(parameters, poly, str(k), rows)
+        for k in range(ciphertext.polys.shape[-3]):
+            tensors |= _limbs(parameters, ciphertext.polys[..., k, :, :], str(k), rows)
+    if first.ndim == 3:
+        metadata["members"] = str(len(first))
     data: bytes = save_tensors(tensors, metadata)
     return data
 
 
-def ciphertext_limit(parameters: Parameters, level: int) -> int:
-    """The most bytes that a conformant ciphertext at `level` takes: the cap to set before reading one."""
+def ciphertext_limit(parameters: Parameters, level: int, members: int = 0) -> int:
+    """The most bytes that a conformant ciphertext at `level`, or a stack of `members`, takes: the cap to set before reading one."""
     return (
-        2 * _payload(parameters, parameters.data_rows(level))
+        2 * max(members, 1) * _payload(parameters, parameters.data_rows(level))
         + 8
         + _HEADER_BASE
         + 2 * (level + 1) * _HEADER_PER_TENSOR
@@ -126,6 +138,76 @@ def _unseeded(
     return Ciphertext(polys, level, scale)
 
 
+def load_stack(
+    data: bytes | Path, parameters: Parameters, level: int, scale: float, members: int
+) -> Ciphertext:
+    """A stack of exactly `members` ciphertexts from untrusted bytes, or a file of them; otherwise as `load_ciphertext`."""
+    size = data.stat().st_size if isinstance(data, Path) else len(data)
+    if size > ciphertext_limit(parameters, level, members):
+        raise FormatError(f"stack: {size} bytes are more than {members} ciphertexts at level {level} take")
+    metadata = _bounded_metadata(
+        _head(data, 8 + _HEADER_BASE + 2 * (level + 1) * _HEADER_PER_TENSOR), size, "stack"
+    )
+    _check_metadata(metadata, "ciphertext", parameters)
+    if metadata.get("level") != str(level) or not same_scale(scale, _float(metadata.get("scale"))):
+        raise FormatError(
+            f"stack: not at level {level} and scale 2^{math.log2(scale):.3f} as this model expects"
+        )
+    if set(metadata) - {"seed"} != {"kind", "version", "parameters", "level", "scale", "members"}:
+        raise FormatError("stack: unknown or missing metadata")
+    if metadata["members"] != str(members):
+        raise FormatError(f"stack: expected {members} ciphertexts")
+    seed = _seed(metadata["seed"]) if "seed" in metadata else None
+    rows = parameters.data_rows(level)
+    places = {f"{k}.{r}": (k, r) for k in range(1 if seed else 2) for r in rows}
+    polys = np.empty((members, 2, len(rows), parameters.degree), np.uint64)
+    try:
+        limbs = _open_limbs(data)
+        if set(limbs) != set(places):
+            raise FormatError(f"stack: expected exactly {len(places)} limbs, those of its level")
+        for name, (dtype, shape, read) in limbs.items():
+            poly, row = places[name]
+            q = parameters.moduli[row]
+            if dtype != _dtype_name(q) or shape != [members, parameters.degree]:
+                raise FormatError(f"stack: limb {name} has the wrong type or length")
+            polys[:, poly, row] = _checked(read().reshape(members, -1), q, f"stack: limb {name}")
+    except (SafetensorError, OSError):
+        raise FormatError("stack: not a valid safetensors object") from None
+    if seed is not None:
+
+        def expand(member: int) -> None:
+            polys[member, 1] = seeds.expand(parameters, seed, member, rows)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(expand, range(members)))
+    return Ciphertext(polys, level, scale)
+
+
+_Limb = tuple[str, list[int], Callable[[], npt.NDArray[Any]]]  # type, shape, and how to read it
+
+
+def _open_limbs(data: bytes | Path) -> dict[str, _Limb]:
+    """Of a file, limb by limb as they are read."""
+    if isinstance(data, Path):
+        file = safe_open(str(data), framework="np")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        return {
+            name: (s.get_dtype(), s.get_shape(), partial(file.get_tensor, name)) for name, s in slices.items()
+        }
+    types = {"U32": _U32, "U64": _U64}
+    return {
+        name: (t["dtype"], t["shape"], partial(np.frombuffer, t["data"], types.get(t["dtype"], _U64)))
+        for name, t in deserialize(data)
+    }
+
+
+def _head(data: bytes | Path, count: int) -> bytes:
+    if isinstance(data, bytes):
+        return data[:count]
+    with data.open("rb") as file:
+        return file.read(count)
+
+
 # ---- all ciphertexts of a request or an answer ----
 
 
@@ -154,10 +236,13 @@ def dump_ciphertexts(
 Expected = Mapping[str, tuple[int, float]]  # level and scale by name
 
 
-def ciphertexts_limit(parameters: Parameters, expected: Expected) -> int:
-    """The most bytes that conformant ciphertexts of these names, levels and scales take: the cap to set before reading them."""
+def ciphertexts_limit(parameters: Parameters, expected: Expected, members: int = 0) -> int:
+    """The most bytes that conformant ciphertexts of these names, levels and scales take: the cap to set before reading them.
+
+    members: the size of the only one, if it is a stack.
+    """
     if len(expected) == 1:
-        return ciphertext_limit(parameters, next(iter(expected.values()))[0])
+        return ciphertext_limit(parameters, next(iter(expected.values()))[0], members)
     payload = sum(2 * _payload(parameters, parameters.data_rows(level)) for level, _ in expected.values())
     return payload + 8 + _header_limit(expected)
 
@@ -169,8 +254,17 @@ def _header_limit(expected: Expected) -> int:
     )
 
 
-def load_ciphertexts(data: bytes, parameters: Parameters, expected: Expected) -> dict[str, Ciphertext]:
-    """Exactly the ciphertexts `expected` from untrusted bytes, as `load_ciphertext` each. Raises FormatError."""
+def load_ciphertexts(
+    data: bytes | Path, parameters: Parameters, expected: Expected, members: int = 0
+) -> dict[str, Ciphertext]:
+    """Exactly the ciphertexts `expected` from untrusted bytes, as `load_ciphertext` each. Raises FormatError.
+
+    members: the size of the only one, if it is a stack: that may come in a file.
+    """
+    if members:
+        ((name, (level, scale)),) = expected.items()
+        return {name: load_stack(data, parameters, level, scale, members)}
+    data = data.read_bytes() if isinstance(data, Path) else data
     if len(expected) == 1:
         ((name, (level, scale)),) = expected.items()
         return {name: load_ciphertext(data, parameters, level, scale)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from compiler.condition import Program, condition
 from compiler.fold import fold
 from compiler.graph import Array, Graph, Shape
 from compiler.keysets import Keys, choose, compose, tradeoff
+from compiler.lanes import interleave
 from compiler.layouts import Layout
 from compiler.levels import Levels, assign_levels
 from compiler.lower import lower
@@ -46,12 +48,14 @@ from compiler.parameters import (
 from compiler.precision import Ends, evaluate, promised_errors
 from compiler.report import make_report
 from compiler.rows import Rows, flat_rows
+from compiler.throughput import lower_stacks, stack
 from compiler.validation import labelled_rows, validate
 
 DEFAULT_PRECISION = 1e-3
 MIN_PRECISION = 2.0**-18  # four times what a float32 model computes to
 RANDOM_ROWS = 64
 MAX_CALIBRATION_ROWS = 512
+MAX_BATCH = 1 << (MAX_LOG_DEGREE - 1)
 OUTPUT_MARGIN = (
     3  # bits: inputs outside the calibration data may give larger values, which must not wrap around
 )
@@ -59,15 +63,18 @@ OUTPUT_MARGIN = (
 # networks take many parts: for tests.
 MAX_PART_SLOTS = 1 << (MAX_LOG_DEGREE - 1)
 Progress = Callable[[str], None]
+SlotLayout = Literal["latency", "batch"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Demands:
-    """errors: the largest that may be promised for each output, in its units."""
+    """errors: the largest that may be promised for each output, in its units. lanes: images a ciphertext. stacked: the batch layout."""
 
     errors: tuple[float, ...]
     keys: Keys
     security: int
+    lanes: int
+    stacked: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +102,8 @@ def compile_model(
     maxpool: Literal["average"] | None = None,
     keys: Keys = "fast",
     security: int = REQUIRED_BITS,
+    batch: int = 1,
+    layout: SlotLayout = "latency",
     activations: Mapping[str, Override] | None = None,
     activation_error: float = DEFAULT_ERROR,
     validation: tuple[Rows, npt.NDArray[Any]] | None = None,
@@ -108,10 +117,12 @@ def compile_model(
     precision: the largest promised error of a logit, relative to the largest calibrated |logit| of its output.
     maxpool: replace max pooling, with the effect in the report.
     keys: "fast"; "small", few keys for up to 2.5 times the time; or the bytes that a client's keys may take, for the
-    fastest circuit within them. security: 128, 192 or 256 bits. activations: what is fixed of their approximation, by layer or
-    operator; activation_error: how far their polynomials may move the outputs (compiler/approximate.py). validation: rows
-    and their classes, for the accuracies in the report. name: of letters, digits, dots, dashes. progress(stage) is
-    called before each stage. Raises ModelError naming the node and the remedy; never a set below the security asked for.
+    fastest circuit within them. security: 128, 192 or 256 bits. batch: images in one ciphertext, a power of two.
+    layout: "latency", or "batch" for one slot per image and one ciphertext per tensor element, thousands of images a request.
+    activations: what is fixed of their approximation, by layer or operator; activation_error: how far their polynomials
+    may move the outputs (compiler/approximate.py). validation: rows and their classes, for the accuracies in the report.
+    name: of letters, digits, dots, dashes. progress(stage) is called before each stage.
+    Raises ModelError naming the node and the remedy; never a set below the security asked for.
     """
     start = time.perf_counter()
     say = progress or (lambda stage: None)
@@ -123,6 +134,10 @@ def compile_model(
         raise ModelError(f"security must be one of {sorted(MAX_LOG_QP)} bits, got {security}")
     if isinstance(keys, int) and keys < 1:
         raise ModelError(f"a budget for keys must be a positive number of bytes, got {keys}")
+    if not 1 <= batch <= MAX_BATCH or batch & (batch - 1):
+        raise ModelError(f"a batch must be a power of two up to {MAX_BATCH}, got {batch}")
+    if layout == "batch" and batch > 1:
+        raise ModelError("the batch layout fills all slots with images; leave the batch size out")
     say("reading")
     model = load_onnx(onnx_path)
     replaced: list[str] = []
@@ -143,7 +158,7 @@ def compile_model(
             raise ModelError(f"input {source.name!r} meets zero weights only; remove it from the model")
     levels = assign_levels(program)
     errors = tuple(precision * max(largest, 1e-12) for largest in program.largest_outputs)
-    demands = _Demands(errors, keys, security)
+    demands = _Demands(errors, keys, security, batch, layout == "batch")
     compiled = _fit(graph, program, levels, rows, demands, say)
     say("verifying")
     try:
@@ -199,11 +214,12 @@ def _fit(
             for bits in range(MIN_SCALE_BITS, MAX_SCALE_BITS + 1)
             if fits(degree, _modulus(program, levels, bits), demands.security)
         ]
-        if elements > MAX_PARTS * degree // 2 or not usable:
+        slots = min(degree // 2, MAX_PART_SLOTS) // demands.lanes
+        if (elements > MAX_PARTS * slots and not demands.stacked) or not usable:
             continue
         say(f"packing for N=2^{log_degree}")
         try:
-            packing = pack(program, levels, min(degree // 2, MAX_PART_SLOTS))
+            packing = stack(program) if demands.stacked else pack(program, levels, slots)
         except ModelError as error:  # more ciphertexts a tensor need more weights
             refused = error
             continue
@@ -219,7 +235,8 @@ def _fit(
         return min(rings, key=lambda ring: _price(ring, demands.keys))
     raise ModelError(
         f"no parameters of {demands.security}-bit security fit {levels.top} levels, tensors of up to {elements} elements "
-        "and this precision; use fewer activations, a smaller picture, a larger precision or a larger budget for keys"
+        f"{'' if demands.lanes == 1 else f'for {demands.lanes} images '}and this precision; use fewer activations, "
+        f"a smaller picture{'' if demands.lanes == 1 else ' or batch'}, a larger precision or a larger budget for keys"
     )
 
 
@@ -277,16 +294,23 @@ def _at_scale(
     if not choices:
         return None
     names = tuple(output.name for output in graph.outputs)
-    circuit, _ = lower(program, packing, levels, choices[0], 2.0**bits, names)
+
+    def lowered(parameters: Parameters) -> tuple[Circuit, Weights]:
+        make = lower_stacks if packing.stacked else lower
+        single = make(program, packing, levels, parameters, 2.0**bits, names)
+        return interleave(*single, demands.lanes)
+
+    circuit, _ = lowered(choices[0])
     chosen = choose(circuit, choices, demands.keys)
     if chosen is None:
         return None
-    plain, weights = lower(program, packing, levels, chosen.parameters, 2.0**bits, names)
+    plain, weights = lowered(chosen.parameters)
     circuit = compose(plain, chosen)
     inputs = sorted(program.inputs, key=lambda t: t.start)
+    layouts = {key: replace(layout, lanes=demands.lanes) for key, layout in packing.layouts.items()}
     ends = Ends(
-        tuple((t.name, packing.layouts[id(t)]) for t in inputs),
-        tuple((n, packing.layouts[id(t)]) for n, t in zip(names, program.outputs, strict=True)),
+        tuple((t.name, layouts[id(t)]) for t in inputs),
+        tuple((n, layouts[id(t)]) for n, t in zip(names, program.outputs, strict=True)),
     )
     promised = promised_errors(circuit, weights, chosen.parameters, rows, ends)
     return _Compiled(chosen.parameters, plain, circuit, weights, packing, ends, promised)
@@ -297,11 +321,12 @@ def _bundle(name: str, graph: Graph, compiled: _Compiled) -> Bundle:
     needs = circuit.key_needs()
     found = {(i.op, i.name): i for i in circuit.instructions if i.op in (Op.INPUT, Op.OUTPUT)}
     inputs, outputs = [], []
+    slots = partial(_stacked, lanes=circuit.slots) if compiled.packing.stacked else _slots
     for source, (_, layout) in zip(graph.sources, ends.inputs, strict=True):
         first = found[Op.INPUT, part_names(source.name, layout.parts)[0]]
         inputs.append(
             InputSpec(
-                name=source.name, packing=_slots(layout, source.shape), low=source.low, high=source.high,
+                name=source.name, packing=slots(layout, source.shape), low=source.low, high=source.high,
                 level=first.level, scale=first.scale,
             )
         )  # fmt: skip
@@ -309,7 +334,7 @@ def _bundle(name: str, graph: Graph, compiled: _Compiled) -> Bundle:
         last = found[Op.OUTPUT, part_names(o.name, layout.parts)[0]]
         outputs.append(
             OutputSpec(
-                name=o.name, packing=_slots(layout, graph.nodes[o.node].shape), labels=list(o.labels),
+                name=o.name, packing=slots(layout, graph.nodes[o.node].shape), labels=list(o.labels),
                 level=last.level, scale=last.scale, post=o.post, promised_error=promised,
             )
         )  # fmt: skip
@@ -328,6 +353,10 @@ def _bundle(name: str, graph: Graph, compiled: _Compiled) -> Bundle:
     )
 
 
+def _stacked(layout: Layout, shape: Shape, lanes: int) -> SlotPacking:
+    return SlotPacking(shape=list(shape[1:]) or [1], slots=[0], period=1, lanes=lanes, stacked=True)
+
+
 def _slots(layout: Layout, shape: Shape) -> SlotPacking:
     return SlotPacking(
         shape=list(shape[1:]) or [1],
@@ -336,4 +365,5 @@ def _slots(layout: Layout, shape: Shape) -> SlotPacking:
         parts=layout.parts,
         copies=layout.copies,
         shift=layout.shift,
+        lanes=layout.lanes,
     )

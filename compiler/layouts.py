@@ -22,6 +22,7 @@ class Layout:
     k*shift slots within itself (ckks.bundle.copy_places). Other tensors have one copy.
     fold (p, m): blocks of m slots hold p elements each, at their beginning; a matrix leaves partial sums of an element p slots apart,
     and what adding them up leaves in the other slots is of no use, so that the layout suits no output and no polynomial of high degree.
+    lanes: images interleaved when the circuit is done (compiler/lanes.py); slots and period are those of one image.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Layout:
     copies: int = 1
     shift: int = 0
     parts: int = 1
+    lanes: int = 1
 
     def part(self, k: int) -> tuple[Index, Layout]:
         """The elements in part k, and where they lie in it."""

@@ -6,7 +6,7 @@ squares and products let the scale drift by q / scale, and the next transform ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ ACTIVATION = " (activation)"  # what the layer's name is followed by in instruct
 
 
 @dataclass(frozen=True)
-class _Value:
+class Value:
     index: int
     level: int
     scale: float
@@ -39,7 +39,7 @@ def lower(
     names: tuple[str, ...],
 ) -> tuple[Circuit, Weights]:
     """The circuit and its weights; inputs and every affine result are at `scale`. names: of the outputs."""
-    emitter = _Emitter(parameters, scale)
+    emitter = Emitter(parameters, scale)
     tensors: dict[int, _Parts] = {}
     activations: dict[int, _Parts] = {}
     for t in program.tensors:
@@ -62,10 +62,10 @@ def lower(
                 }
         tensors[id(t)] = value
         emitter.layer = f"{program.layer_of(t)[: MAX_LAYER_NAME - len(ACTIVATION)]}{ACTIVATION}"
-        for activation in _uses(program, t):
+        for activation in uses(program, t):
             after = levels.activations[id(activation)]
             activations[id(activation)] = {
-                k: _activate(emitter, activation, value[k], after, *layout.part(k)) for k in parts
+                k: activate(emitter, activation, value[k], after, *layout.part(k)) for k in parts
             }
     emitter.layer = ""
     for name, t in zip(names, program.outputs, strict=True):
@@ -75,7 +75,7 @@ def lower(
     return Circuit(parameters.slots, tuple(emitter.instructions)), emitter.weights
 
 
-def _uses(program: Program, tensor: Tensor) -> list[Activation]:
+def uses(program: Program, tensor: Tensor) -> list[Activation]:
     found = {
         id(a): a
         for t in program.tensors
@@ -86,10 +86,10 @@ def _uses(program: Program, tensor: Tensor) -> list[Activation]:
     return list(found.values())
 
 
-_Parts = dict[int, _Value]  # of a tensor or an activation, by part; those that nothing reads may be missing
+_Parts = dict[int, Value]  # of a tensor or an activation, by part; those that nothing reads may be missing
 
 
-class _Emitter:
+class Emitter:
     """Appends instructions; computes their levels and scales from their operands."""
 
     def __init__(self, parameters: Parameters, scale: float) -> None:
@@ -100,37 +100,37 @@ class _Emitter:
         self.layer = ""
 
     def emit(
-        self, op: Op, operands: tuple[_Value, ...], level: int, scale: float, *, name: str = "", steps: int = 0,
-        weight: Array | None = None, weight_scale: float = 0.0, terms: tuple[tuple[int, int], ...] = (),
-    ) -> _Value:  # fmt: skip
+        self, op: Op, operands: tuple[Value, ...], level: int, scale: float, *, name: str = "", steps: int = 0,
+        weight: Array | None = None, weight_scale: float = 0.0, terms: tuple[tuple[int, int], ...] = (), members: int = 0,
+        products: int = 0,
+    ) -> Value:  # fmt: skip
         key = ""
         if weight is not None:
             key = f"w{len(self.weights)}"
             self.weights[key] = weight
         indices = tuple(o.index for o in operands)
-        self.instructions.append(
-            Instruction(op, indices, level, scale, self.layer, name, steps, key, weight_scale, terms)
-        )
-        return _Value(len(self.instructions) - 1, level, scale)
+        made = Instruction(op, indices, level, scale, self.layer, name, steps, key, weight_scale, terms)
+        self.instructions.append(replace(made, members=members, products=products))
+        return Value(len(self.instructions) - 1, level, scale)
 
-    def drop(self, a: _Value, level: int) -> _Value:
+    def drop(self, a: Value, level: int) -> Value:
         return a if a.level == level else self.emit(Op.DROP_LEVEL, (a,), level, a.scale)
 
-    def rescale(self, a: _Value) -> _Value:
+    def rescale(self, a: Value) -> Value:
         return self.emit(Op.RESCALE, (a,), a.level - 1, a.scale / self.primes[a.level])
 
-    def multiply(self, a: _Value, b: _Value) -> _Value:
+    def multiply(self, a: Value, b: Value) -> Value:
         """Product, relinearised and rescaled; operands of one level."""
         product = self.emit(Op.MULTIPLY, (a, b), a.level, a.scale * b.scale)
         return self.rescale(self.emit(Op.RELINEARISE, (product,), a.level, product.scale))
 
-    def add(self, a: _Value, b: _Value) -> _Value:
+    def add(self, a: Value, b: Value) -> Value:
         return self.emit(Op.ADD, (a, b), a.level, a.scale)
 
-    def add_plain(self, a: _Value, weight: Array) -> _Value:
+    def add_plain(self, a: Value, weight: Array) -> Value:
         return self.emit(Op.ADD_PLAIN, (a,), a.level, a.scale, weight=weight) if weight.any() else a
 
-    def multiply_plain(self, a: _Value, weight: Array, level: int, scale: float) -> _Value:
+    def multiply_plain(self, a: Value, weight: Array, level: int, scale: float) -> Value:
         """a * weight, rescaled to `level` and `scale`."""
         a = self.drop(a, level + 1)
         factor = scale * self.primes[a.level] / a.scale
@@ -141,10 +141,10 @@ class _Emitter:
 
 
 def _affine(
-    emitter: _Emitter, t: AffineTensor, packing: Packing, level: int, activations: dict[int, _Parts]
+    emitter: Emitter, t: AffineTensor, packing: Packing, level: int, activations: dict[int, _Parts]
 ) -> _Parts:
     # By part and folds: transforms that fold alike are added first.
-    sums: dict[tuple[int, tuple[int, ...]], _Value] = {}
+    sums: dict[tuple[int, tuple[int, ...]], Value] = {}
     for transform in packing.transforms[id(t)]:
         a = emitter.drop(activations[id(transform.activation)][transform.source], level + 1)
         factor = emitter.scale * emitter.primes[level + 1] / a.scale
@@ -175,9 +175,9 @@ def _affine(
     return totals
 
 
-def _activate(
-    emitter: _Emitter, activation: Activation, u: _Value, level: int, elements: Index, layout: Layout
-) -> _Value:
+def activate(
+    emitter: Emitter, activation: Activation, u: Value, level: int, elements: Index, layout: Layout
+) -> Value:
     """The activation of one part; elements: those in it, layout: where they lie in it."""
     if activation.function is Function.IDENTITY:
         return u
@@ -195,18 +195,18 @@ def _activate(
         rest = _evaluate(emitter, c[:-1], powers, level, leading.scale, layout)
         return leading if rest is None else _sum(emitter, rest, leading)
     result = _evaluate(emitter, c, powers, level, u.scale, layout)
-    assert isinstance(result, _Value)  # a polynomial that is constant is no activation
+    assert isinstance(result, Value)  # a polynomial that is constant is no activation
     return result
 
 
 def _evaluate(
-    emitter: _Emitter,
+    emitter: Emitter,
     coefficients: Array,
-    powers: dict[int, _Value],
+    powers: dict[int, Value],
     level: int,
     scale: float,
     layout: Layout,
-) -> _Value | Array | None:
+) -> Value | Array | None:
     """sum_k coefficients[k] C_k at `level` and `scale` in ceil(log2(degree+1)) levels: a high part times C_K and a low part.
 
     K is the largest power of two up to the degree; C_K C_i = C_{K+i} + C_{K-i} gives the parts.
@@ -223,7 +223,7 @@ def _evaluate(
         low[k - i] -= high[i]
     factor_scale = scale * emitter.primes[level + 1] / powers[k].scale
     factor = _evaluate(emitter, high, powers, level + 1, factor_scale, layout)
-    if isinstance(factor, _Value):
+    if isinstance(factor, Value):
         result = emitter.multiply(factor, emitter.drop(powers[k], level + 1))
     else:
         assert factor is not None  # its last coefficient is not zero
@@ -232,5 +232,5 @@ def _evaluate(
     return result if rest is None else _sum(emitter, rest, result)
 
 
-def _sum(emitter: _Emitter, rest: _Value | Array, a: _Value) -> _Value:
-    return emitter.add(a, rest) if isinstance(rest, _Value) else emitter.add_plain(a, rest)
+def _sum(emitter: Emitter, rest: Value | Array, a: Value) -> Value:
+    return emitter.add(a, rest) if isinstance(rest, Value) else emitter.add_plain(a, rest)

@@ -53,11 +53,15 @@ class Transform:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """By id of tensor: its layout, its transforms (in the order of its terms), and its parts that something uses."""
+    """By id of tensor: its layout, its transforms (in the order of its terms), and its parts that something uses.
+
+    stacked: the throughput layout (compiler/throughput.py), where elements are members of a stack and there are no transforms.
+    """
 
     layouts: Mapping[int, Layout]
     transforms: Mapping[int, tuple[Transform, ...]]
     parts: Mapping[int, tuple[int, ...]]
+    stacked: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,19 +86,37 @@ def key_size(parameters: Parameters, level: int) -> int:
     return len(parameters.digits(level)) * _row_bytes(parameters, parameters.extended_rows(level))
 
 
-def ciphertext_bytes(parameters: Parameters, level: int) -> int:
-    """Bytes of the seeded ciphertext a client sends at `level`."""
-    return _row_bytes(parameters, parameters.data_rows(level))
+def ciphertext_bytes(parameters: Parameters, level: int, members: int = 0) -> int:
+    """Bytes of the seeded ciphertext, or stack, a client sends at `level`."""
+    return max(members, 1) * _row_bytes(parameters, parameters.data_rows(level))
 
 
 def _row_bytes(parameters: Parameters, rows: tuple[int, ...]) -> int:
     return sum(4 if parameters.moduli[r] < 1 << 32 else 8 for r in rows) * parameters.degree
 
 
+def working_bytes(parameters: Parameters, circuit: Circuit) -> int:
+    """The most bytes that values alive at one time take while `circuit` runs, operands and result of an instruction included."""
+    last_use = {o: i for i, ins in enumerate(circuit.instructions) for o in ins.operands}
+    polys: list[int] = []
+    alive: dict[int, int] = {}
+    most = 0
+    for i, (ins, members) in enumerate(zip(circuit.instructions, circuit.members(), strict=True)):
+        made = {Op.INPUT: 2, Op.MULTIPLY: 3, Op.RELINEARISE: 2}
+        polys.append(made[ins.op] if ins.op in made else polys[ins.operands[0]])
+        alive[i] = max(members, 1) * polys[i] * (ins.level + 1) * parameters.degree * 8
+        most = max(most, sum(alive.values()))
+        for o in (*ins.operands, i):
+            if last_use.get(o, i) == i and ins.op is not Op.INPUT:
+                alive.pop(o, None)
+    return most
+
+
 def count(parameters: Parameters, circuit: Circuit) -> CountingEvaluator:
     """The evaluator that counted `circuit`."""
     evaluator = CountingEvaluator(parameters)
-    run(circuit, {i.name: CountedValue(i.level) for i in circuit.instructions if i.op is Op.INPUT}, evaluator)
+    inputs = (i for i in circuit.instructions if i.op is Op.INPUT)
+    run(circuit, {i.name: CountedValue(i.level, i.members) for i in inputs}, evaluator)
     return evaluator
 
 

@@ -39,25 +39,36 @@ def evaluate(
     ends: Ends,
     seed: int | None = None,
 ) -> Array:
-    """Outputs [rows][elements] of the circuit on cleartext rows [rows][elements], exact or (with a seed) with simulated noise."""
+    """Outputs [rows][elements] of the circuit on cleartext rows [rows][elements], exact or (with a seed) with simulated noise.
+
+    As many rows share a run as there are lanes, and all of them in a stack.
+    """
     evaluator = CleartextEvaluator(parameters, weights, None if seed is None else np.random.default_rng(seed))
-    levels = {i.name: (i.level, i.scale) for i in circuit.instructions if i.op is Op.INPUT}
+    sources = {i.name: i for i in circuit.instructions if i.op is Op.INPUT}
+    if (source := sources.get(ends.inputs[0][0])) is not None and source.members:
+        fresh = evaluator.encrypt_stack(rows.T, source.level, source.scale)
+        (stack,) = run(circuit, {source.name: fresh}, evaluator).values()
+        return np.ascontiguousarray(stack.slots.T)
+    lanes = ends.inputs[0][1].lanes
+    runs = -(-len(rows) // lanes)
     values = {}
     start = 0
     for name, layout in ends.inputs:
-        slots = layout.spread(rows[:, start : start + len(layout.slots)])
+        mine = rows[:, start : start + len(layout.slots)]
         start += len(layout.slots)
+        slots = layout.spread(np.resize(mine, (runs, lanes, len(layout.slots)))).transpose(0, 2, 1)
         for k, part in enumerate(part_names(name, layout.parts)):
-            place = slots[:, k * layout.period : (k + 1) * layout.period]
-            values[part] = evaluator.encrypt(place, *levels[part])
+            place = slots[:, k * layout.period : (k + 1) * layout.period].reshape(runs, -1)
+            values[part] = evaluator.encrypt(place, sources[part].level, sources[part].scale)
     results = run(circuit, values, evaluator)
     found = []
     for name, layout in ends.outputs:
         parts = [
-            results[part].slots[:, : layout.period]  # the first copy
+            results[part].slots[:, : layout.period * lanes].reshape(runs, -1, lanes)  # the first copy
             for part in part_names(name, layout.parts)
         ]
-        found.append(np.concatenate(parts, axis=1)[:, layout.slots])
+        elements = np.concatenate(parts, axis=1)[:, layout.slots].transpose(0, 2, 1)
+        found.append(elements.reshape(runs * lanes, -1)[: len(rows)])
     return np.concatenate(found, axis=1)
 
 

@@ -19,7 +19,7 @@ from compiler.condition import AffineTensor, Program
 from compiler.fit import grid
 from compiler.layouts import Layout
 from compiler.pack import Packing
-from compiler.parameters import ciphertext_bytes, cost_seconds, count, key_bytes
+from compiler.parameters import ciphertext_bytes, cost_seconds, count, key_bytes, working_bytes
 
 CURVE_POINTS = 129  # of a fit in the report
 
@@ -61,8 +61,11 @@ def make_report(
         "key_bytes": key_bytes(parameters, circuit),
         "expanded_key_bytes": expanded_bytes(parameters, circuit.key_needs()),
         "weight_bytes": encoded_bytes(circuit, weights, parameters),
+        "images_per_request": bundle.lanes,
+        "working_bytes": working_bytes(parameters, circuit),
         "ciphertext_bytes": sum(
-            spec.packing.parts * ciphertext_bytes(parameters, spec.level) for spec in bundle.inputs
+            spec.packing.parts * ciphertext_bytes(parameters, spec.level, spec.packing.members)
+            for spec in bundle.inputs
         ),
         "promised_error": bundle.promised_error,
         "largest_calibrated_output": max(program.largest_outputs),
@@ -84,6 +87,8 @@ def add_budgets(report: dict[str, Any], max_accuracy_drop: float | None, max_key
 
 
 def _layers(circuit: Circuit, program: Program, packing: Packing) -> list[dict[str, Any]]:
+    if packing.stacked:
+        return _stacked_layers(circuit)
     transforms = iter(i for i in circuit.instructions if i.op is Op.LINEAR_TRANSFORM)
     rows: list[dict[str, Any]] = []
     for tensor in program.tensors:
@@ -112,13 +117,23 @@ def _place(layout: Layout, part: int) -> str:
     return f"{layout.name}, period {layout.period}{where}"
 
 
+def _stacked_layers(circuit: Circuit) -> list[dict[str, Any]]:
+    """Of the throughput layout: a layer may be several matrices."""
+    rows: dict[str, dict[str, Any]] = {}
+    for ins in circuit.instructions:
+        if ins.op is Op.MATRIX:
+            row = rows.setdefault(ins.layer, {"layer": ins.layer, "level": ins.level, "products": 0})
+            row["products"] += ins.products
+    return list(rows.values())
+
+
 def _steps(circuit: Circuit, parameters: Parameters) -> list[dict[str, Any]]:
     """Per layer in order of evaluation (its activation apart): levels, operations, and the time the counts predict."""
     evaluator = CountingEvaluator(parameters)
     totals: list[float] = []  # before each instruction, and at the end
     run(
         circuit,
-        {i.name: CountedValue(i.level) for i in circuit.instructions if i.op is Op.INPUT},
+        {i.name: CountedValue(i.level, i.members) for i in circuit.instructions if i.op is Op.INPUT},
         evaluator,
         lambda i, ins: totals.append(cost_seconds(parameters, evaluator.cost)),
     )

@@ -55,7 +55,8 @@ def _metadata(model: Deployed) -> dict[str, Any]:
             "log_qp": round(p.log_qp, 2),
             "promised_error": bundle.promised_error,
             "key_file_bytes": key_file_size(p, model.needs)[1],
-            "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts),
+            "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts, bundle.input_members),
+            "images_per_request": bundle.lanes,
         },
     }
 

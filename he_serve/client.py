@@ -13,7 +13,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +23,11 @@ import httpx
 
 from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
 from ckks.errors import HeError, InputError, RemoteError
+from ckks.types import Slots
 from ckks.wire import ciphertexts_limit, dump_ciphertexts, dump_keys, load_ciphertexts
 from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
-from he_serve.packing import joined, pack_inputs, unpack
+from he_serve.packing import in_requests, joined, pack_inputs, unpack
 from he_serve.prediction import Prediction, RawPrediction, check_plausible
 
 Progress = Callable[[str, int, int], None]
@@ -122,6 +123,13 @@ class Client:
         raw = self.predict_raw_all(image)
         return {output.name: raw[output.name].rounded(output) for output in self.bundle().outputs}
 
+    def predict_many(
+        self, images: Sequence[ImageLike | Mapping[str, ImageLike]]
+    ) -> list[dict[str, Prediction]]:
+        """As predict_all, for each picture in order; as many as the model's batch holds share a request."""
+        outputs = self.bundle().outputs
+        return [{o.name: raw[o.name].rounded(o) for o in outputs} for raw in self.predict_many_raw(images)]
+
     def predict_raw(self, image: ImageLike | Mapping[str, ImageLike]) -> RawPrediction:
         """The decrypted logits themselves. Keep them to yourself.
 
@@ -134,9 +142,19 @@ class Client:
 
     def predict_raw_all(self, image: ImageLike | Mapping[str, ImageLike]) -> dict[str, RawPrediction]:
         """As predict_raw, and as secret, for every output of the model by its name."""
+        return self.predict_many_raw([image])[0]
+
+    def predict_many_raw(
+        self, images: Sequence[ImageLike | Mapping[str, ImageLike]]
+    ) -> list[dict[str, RawPrediction]]:
+        """As predict_raw_all, and as secret, for each picture in order; as many as the model's batch holds share a request."""
         bundle = self.bundle()
-        values = to_inputs(image, bundle)
+        rows = [to_inputs(image, bundle) for image in images]
         key_id = self.ensure_keys()
+        return [raw for group in in_requests(rows, bundle) for raw in self._ask(bundle, key_id, group)]
+
+    def _ask(self, bundle: Bundle, key_id: str, values: dict[str, Slots]) -> list[dict[str, RawPrediction]]:
+        """One request for values [images][*shape] of every input."""
         secret = self._keys.secret_key(bundle)
         assert secret is not None
         p, levels = bundle.checked_parameters(), bundle.input_ciphertexts
@@ -149,7 +167,7 @@ class Client:
         answer, server = self._infer(bundle, key_id, body)
         received = time.perf_counter()
         try:
-            ciphertexts = load_ciphertexts(answer, p, bundle.output_ciphertexts)
+            ciphertexts = load_ciphertexts(answer, p, bundle.output_ciphertexts, bundle.output_members)
         except HeError as error:
             raise RemoteError(f"the server's answer is not what the model promises: {error}") from None
         decrypted = {name: secret.decrypt(ciphertext) for name, ciphertext in ciphertexts.items()}
@@ -162,12 +180,15 @@ class Client:
             **server,
             "decrypt": time.perf_counter() - received,
         }
-        return {
-            output.name: RawPrediction(
-                unpack(slots[output.name], output.packing), timings, len(body), len(answer)
-            )
-            for output in bundle.outputs
-        }
+        logits = {output.name: unpack(slots[output.name], output.packing) for output in bundle.outputs}
+        images = len(next(iter(values.values())))
+        return [
+            {
+                name: RawPrediction(rows[i], timings, len(body), len(answer), images)
+                for name, rows in logits.items()
+            }
+            for i in range(images)
+        ]
 
     def wait_ready(self, seconds: float) -> None:
         """Wait until the server can evaluate. Raises RemoteError after `seconds`."""
@@ -370,7 +391,8 @@ class Client:
             "Bundle-Digest": bundle.digest,
             "Request-Id": request_id,
         }
-        limit = ciphertexts_limit(bundle.checked_parameters(), bundle.output_ciphertexts)
+        p = bundle.checked_parameters()
+        limit = ciphertexts_limit(p, bundle.output_ciphertexts, bundle.output_members)
         data, answer = self._request(
             "POST", f"/v2/models/{bundle.name}/infer", content=body, headers=headers, limit=limit
         )

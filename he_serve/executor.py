@@ -65,13 +65,21 @@ class Executor:
         while not self._queue.empty():
             _fail(self._queue.get_nowait(), busy("the server is stopping", 10))
 
-    async def evaluate(self, model: str, keys: Path, ciphertext: bytes) -> Result:
-        """Run `model` on wire bytes. Raises RequestError: 503 queue full, 422 bad ciphertext, 500 worker died, 504 too slow.
+    async def evaluate(self, model: str, keys: Path, ciphertext: bytes | Path) -> Result:
+        """Run `model` on wire bytes, or on a file of them.
+
+        Raises RequestError: 503 queue full, 422 bad ciphertext, 500 worker died, 504 too slow.
 
         Cancelling the call cancels the job: before it starts, or between two operations of the circuit.
         """
         loop = asyncio.get_running_loop()
-        job = _Job({"model": model, "keys": str(keys)}, ciphertext, loop.create_future(), loop.time())
+        header = {"model": model, "keys": str(keys)}
+        payload = b""
+        if isinstance(ciphertext, Path):
+            header["file"] = str(ciphertext)
+        else:
+            payload = ciphertext
+        job = _Job(header, payload, loop.create_future(), loop.time())
         try:
             self._queue.put_nowait(job)
         except asyncio.QueueFull:

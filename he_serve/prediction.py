@@ -20,25 +20,28 @@ class Prediction:
     """label: the likeliest class. probabilities: per label, rounded to the digits that the promised error supports; for a model
     whose output is declared to need no post-processing (a regression), its values in place of probabilities.
 
-    timings, in seconds: encrypt, round_trip (evaluation and queue included), queue, evaluate (both as the server says), decrypt.
+    timings, in seconds: encrypt, round_trip (evaluation and queue included), queue, evaluate (both as the server says), decrypt; of the
+    whole request, which `images` pictures shared.
     """
 
     label: str
     probabilities: dict[str, float]
     timings: dict[str, float]
+    images: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class RawPrediction:
     """logits: float64 of the output's shape, with CKKS noise in them: see Client.predict_raw before you show them to anybody.
 
-    sent_bytes, received_bytes: of the request and the answer, all ciphertexts together.
+    sent_bytes, received_bytes: of the request and the answer, all ciphertexts together, which `images` pictures shared.
     """
 
     logits: Slots
     timings: dict[str, float]
     sent_bytes: int
     received_bytes: int
+    images: int = 1
 
     def rounded(self, output: OutputSpec) -> Prediction:
         """What may be shown: label and probabilities without the noise."""
@@ -48,7 +51,7 @@ class RawPrediction:
             values = np.concatenate([1 - values, values])
         labels = output.labels or [str(i) for i in range(len(values))]
         rounded = {name: round(float(v), digits) for name, v in zip(labels, values, strict=True)}
-        return Prediction(labels[int(np.argmax(values))], rounded, self.timings)
+        return Prediction(labels[int(np.argmax(values))], rounded, self.timings, self.images)
 
 
 def check_plausible(slots: Slots, output: OutputSpec, parameters: Parameters) -> None:

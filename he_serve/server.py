@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,6 +61,8 @@ class Server:
     async def start(self) -> None:
         """Start the workers and take up validations that a restart interrupted."""
         self._tidy_encoded()
+        shutil.rmtree(self.settings.spool, ignore_errors=True)
+        self.settings.spool.mkdir()
         await self.executor.start()
         for record in self.keys.records():
             if record.state == "validating":
@@ -188,19 +193,29 @@ class Server:
             raise busy("the server is stopping", 10)
         bodies.require_type(headers, CIPHERTEXT_TYPE)
         record, model = self.checked_key(name, headers), self.models[name]
-        limit = ciphertexts_limit(model.parameters, model.bundle.input_ciphertexts)
+        bundle = model.bundle
+        limit = ciphertexts_limit(model.parameters, bundle.input_ciphertexts, bundle.input_members)
         length = bodies.content_length(headers, limit, "ciphertext")
         # Counted before the body is read: this bounds the ciphertexts in memory, not only those in the queue.
         if self._admitted >= self.settings.workers + self.settings.queue:
             raise busy("all workers are busy and the queue is full; try again later", 5)
         self._admitted += 1
         try:
-            data = await bodies.whole(stream, length, self.settings)
-            return await self._evaluate(name, record, data, left)
+            if not bundle.input_members:
+                data = await bodies.whole(stream, length, self.settings)
+                return await self._evaluate(name, record, data, left)
+            spooled = self.settings.spool / secrets.token_hex(16)
+            try:
+                with spooled.open("xb") as file:
+                    async for part in bodies.chunks(stream, length, self.settings):
+                        await asyncio.to_thread(file.write, part)
+                return await self._evaluate(name, record, spooled, left)
+            finally:
+                spooled.unlink(missing_ok=True)
         finally:
             self._admitted -= 1
 
-    async def _evaluate(self, name: str, record: KeyRecord, data: bytes, left: Left) -> Result:
+    async def _evaluate(self, name: str, record: KeyRecord, data: bytes | Path, left: Left) -> Result:
         """Evaluate, unless the client leaves first."""
         job = asyncio.create_task(self.executor.evaluate(name, self.keys.expanded_path(record.id), data))
         leave = asyncio.ensure_future(left())

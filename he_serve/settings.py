@@ -45,6 +45,11 @@ class Settings:
         """Folder of encoded weights, made from the models and shared by the workers."""
         return self.state / "encoded"
 
+    @property
+    def spool(self) -> Path:
+        """Folder of request bodies too large to hold in memory twice; each is there as long as its request."""
+        return self.state / "spool"
+
     def __post_init__(self) -> None:
         if not self.models.is_dir():
             raise InputError(

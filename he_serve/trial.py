@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import tempfile
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ckks.backends import encoding_backend, make_backend
+from ckks.backends import backend_for, encoding_backend, make_backend
 from ckks.bundle import Bundle
 from ckks.cleartext import CleartextEvaluator
 from ckks.encoded import EncodedWeights
@@ -23,7 +24,7 @@ from ckks.modelfile import CompiledModel
 from ckks.types import Slots
 from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
 from he_serve.images import Rows, each_row, to_inputs
-from he_serve.packing import joined, pack_inputs, unpack
+from he_serve.packing import in_requests, joined, pack_inputs, unpack
 from keys.seal import SecretKey
 
 Progress = Callable[[str, int, int], None]
@@ -34,18 +35,21 @@ def twin(model: CompiledModel, rows: list[dict[str, Slots]]) -> Slots:
     bundle = model.bundle
     evaluator = CleartextEvaluator(bundle.checked_parameters(), model.weights)
     results = []
-    for row in rows:
+    encrypt = evaluator.encrypt_stack if bundle.input_members else evaluator.encrypt
+    for group in in_requests(rows, bundle):
         values = {
-            name: evaluator.encrypt(slots, *bundle.input_ciphertexts[name])
-            for name, slots in pack_inputs(row, bundle).items()
+            name: encrypt(slots, *bundle.input_ciphertexts[name])
+            for name, slots in pack_inputs(group, bundle).items()
         }
         found = run(model.circuit, values, evaluator)
         results.append(_flat({name: value.slots for name, value in found.items()}, bundle))
-    return np.array(results)
+    return np.concatenate(results)[: len(rows)]
 
 
 def _flat(slots: Mapping[str, Slots], bundle: Bundle) -> Slots:
-    return np.concatenate([unpack(joined(slots, o), o.packing).reshape(-1) for o in bundle.outputs])
+    """Outputs of all lanes, float64 [lanes][outputs, one after the other]."""
+    outputs = [unpack(joined(slots, o), o.packing) for o in bundle.outputs]
+    return np.concatenate([x.reshape(len(x), -1) for x in outputs], axis=1)
 
 
 def try_model(
@@ -59,7 +63,7 @@ def try_model(
     """Run every row of `inputs` (he_serve.images.read_rows) encrypted; see the fields in docs of `he-serve try`.
 
     original: the untouched model on rows, float64 [rows][outputs, one after the other]; None leaves original_error and same_class null.
-    same_class: of every output. evaluate_s is the median over the rows. Raises InputError.
+    same_class: of every output. evaluate_s is the median over requests, each of up to images_per_request rows. Raises InputError.
     """
     bundle, p = model.bundle, model.bundle.checked_parameters()
     rows = [to_inputs(row, bundle) for row in each_row(inputs)]
@@ -69,6 +73,7 @@ def try_model(
         bundle.key_needs(), lambda done, total: progress("making keys", done, total)
     )
     keygen_s = time.perf_counter() - start
+    backend_name = backend_for(backend_name, bundle)
     backend = make_backend(p, backend_name, threads)
     weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
     weights.prepare(model.circuit)
@@ -79,22 +84,23 @@ def try_model(
         key_bytes = uploaded.stat().st_size
         expand_keys(uploaded, expanded, p, bundle.key_needs())
         evaluator = CkksEvaluator(backend, map_keys(expanded, p), weights)
-        for i, row in enumerate(rows):
-            packed = pack_inputs(row, bundle)
+        for i, group in enumerate(in_requests(rows, bundle)):
+            packed = pack_inputs(group, bundle)
             sent = {name: bundle.input_ciphertexts[name] for name in packed}
             data = dump_ciphertexts(p, {name: secret.encrypt(packed[name], *sent[name]) for name in packed})
             ciphertext_bytes = len(data)
-            ciphertexts = load_ciphertexts(data, p, sent)
+            ciphertexts = load_ciphertexts(data, p, sent, bundle.input_members)
             start = time.perf_counter()
-            sent_up = {name: evaluator.upload(c) for name, c in ciphertexts.items()}
+            sent_up = {name: evaluator.upload(ciphertexts.pop(name)) for name in list(ciphertexts)}
             outputs = run(model.circuit, sent_up, evaluator)
             results = {name: evaluator.download(c) for name, c in outputs.items()}
             seconds.append(time.perf_counter() - start)
             logits.append(_flat({name: secret.decrypt(c) for name, c in results.items()}, bundle))
-            progress("evaluating", i + 1, len(rows))
-    got = np.array(logits)
+            progress("evaluating", min(bundle.lanes * (i + 1), len(rows)), len(rows))
+    # Only the last request may be short of images.
+    got = np.concatenate(logits)[: len(rows)]
     errors = np.abs(got - twin(model, rows))
-    ends = np.cumsum([len(o.packing.slots) for o in bundle.outputs])[:-1]
+    ends = np.cumsum([math.prod(o.packing.shape) for o in bundle.outputs])[:-1]
     agrees = all(
         part.max() <= o.promised_error
         for part, o in zip(np.split(errors, ends, 1), bundle.outputs, strict=True)
@@ -124,6 +130,7 @@ def try_model(
         "keygen_s": keygen_s,
         "evaluate_s": float(np.median(seconds)),
         "rows": len(rows),
+        "images_per_request": bundle.lanes,
         "backend": backend_name,
         "threads": threads,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

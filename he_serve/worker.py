@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckks.backends import Backend, encoding_backend, make_backend
+from ckks.backends import Backend, backend_for, encoding_backend, make_backend
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction
 from ckks.encoded import EncodedWeights, encoded_file
@@ -75,14 +75,15 @@ def load_models(
 
     encoded: a folder through which processes share encoded weights; without one they are this process's own.
     """
-    backends: dict[str, Backend] = {}
+    backends: dict[tuple[str, str], Backend] = {}
     models: dict[str, Loaded] = {}
     for path in paths:
         model = load_model(Path(path))
         p = model.bundle.checked_parameters()
-        if p.digest not in backends:
-            backends[p.digest] = make_backend(p, backend_name, threads)
-        backend = backends[p.digest]
+        key = p.digest, backend_for(backend_name, model.bundle)
+        if key not in backends:
+            backends[key] = make_backend(p, key[1], threads)
+        backend = backends[key]
         weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
         start = time.perf_counter()
         if encoded is None:
@@ -105,10 +106,13 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -> tuple[bytes, float]:
-    """Run a model on the wire bytes of its inputs -> wire bytes of its outputs, seconds of evaluation. Raises InputError."""
+def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes | Path, cancelled: Any) -> tuple[bytes, float]:
+    """Run a model on the wire bytes of its inputs (or a file of them) -> wire bytes of its outputs, seconds of evaluation.
+
+    Raises InputError.
+    """
     bundle, p = model.bundle, model.parameters
-    ciphertexts = load_ciphertexts(data, p, bundle.input_ciphertexts)
+    ciphertexts = load_ciphertexts(data, p, bundle.input_ciphertexts, bundle.input_members)
     evaluator = CkksEvaluator(model.backend, keys, model.weights)
     start = time.perf_counter()
 
@@ -116,7 +120,7 @@ def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes, cancelled: Any) -
         if cancelled():
             raise JobCancelledError("cancelled")
 
-    uploaded = {name: evaluator.upload(c) for name, c in ciphertexts.items()}
+    uploaded = {name: evaluator.upload(ciphertexts.pop(name)) for name in list(ciphertexts)}
     outputs = run(model.circuit, uploaded, evaluator, before_step)
     results = {name: evaluator.download(outputs[name]) for name in bundle.output_ciphertexts}
     return dump_ciphertexts(p, results), time.perf_counter() - start
@@ -145,8 +149,9 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
             continue  # a cancel message that crossed our answer
         try:
             model = models[job["model"]]
+            body = Path(job["file"]) if "file" in job else data
             result, seconds = evaluate(
-                model, mapped.get(Path(job["keys"]), model.parameters), data, cancelled
+                model, mapped.get(Path(job["keys"]), model.parameters), body, cancelled
             )
             send({"status": "done", "seconds": seconds}, result)
         except JobCancelledError:

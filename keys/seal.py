@@ -95,26 +95,34 @@ class SecretKey:
         return self._coefficients
 
     def encrypt(self, values: Slots, level: int, scale: float) -> SeededCiphertext:
-        """Encrypt float64 [k], k a power of two up to N/2 (the vector repeats), at `level` and `scale`.
+        """Encrypt float64 [k], k a power of two up to N/2 (the vector repeats), at `level` and `scale`; [members][k] as a stack.
 
         Symmetric, error std 3.2, no modulus switching. Raises EvaluationError for values that do not fit.
         """
+        seed = secrets.token_bytes(SEED_BYTES)
+        if values.ndim == 2 and len(values):
+            b = np.stack([self._encrypted(row, level, scale, seed, i) for i, row in enumerate(values)])
+        else:
+            b = self._encrypted(values, level, scale, seed, 0)
+        return SeededCiphertext(b, seed, level, float(scale))
+
+    def _encrypted(self, values: Slots, level: int, scale: float, seed: bytes, digit: int) -> Residues:
         p, encrypted = self.parameters, sealapi.Ciphertext()
         plain = _encode(self._encoder, p, self._parms_ids, values, level, scale)
         self._encryptor.encrypt_symmetric(plain, encrypted)
-        seed = secrets.token_bytes(SEED_BYTES)
-        return SeededCiphertext(
-            self._reseed(encrypted, seed, 0, p.data_rows(level)), seed, level, float(scale)
-        )
+        return self._reseed(encrypted, seed, digit, p.data_rows(level))
 
     def decrypt(self, ciphertext: Ciphertext) -> Slots:
-        """The slots of a ciphertext of two or three polynomials, at any level: float64 [N/2], real parts.
+        """The slots of a ciphertext of two or three polynomials, at any level: float64 [N/2], real parts; of a stack [members][N/2].
 
         The result carries raw noise: shown to others together with the ciphertext it leaks the key (Li and
         Micciancio 2021). Raises EvaluationError for a ciphertext that does not fit the parameters.
         """
         p, polys = self.parameters, ciphertext.polys
         _check_level(p, ciphertext.level)
+        if polys.ndim == 4:
+            members = (Ciphertext(x, ciphertext.level, ciphertext.scale) for x in polys)
+            return np.stack([self.decrypt(x) for x in members])
         shapes = [(count, ciphertext.level + 1, p.degree) for count in (2, 3)]
         if polys.shape not in shapes or polys.dtype != np.uint64:
             raise EvaluationError(

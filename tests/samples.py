@@ -114,6 +114,7 @@ def bundle_ends(bundle: Bundle) -> Ends:
                     s.packing.copies,
                     s.packing.shift,
                     s.packing.parts,
+                    s.packing.lanes,
                 ),
             )
             for s in specs

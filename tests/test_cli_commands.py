@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import ROOT, Server
+from serving import ROOT, Server, start_server
 
 from ckks.modelfile import CompiledModel, save_model
 from he_serve.keyfolder import KeyFolder
@@ -79,12 +79,36 @@ def test_compile_inspect_and_try(tmp_path: Path) -> None:
     assert tried["backend"] == "gpu" or done.stderr.count("running on the CPU: no GPU can be used") == 1
     fields = (
         "agrees max_error promised_error original_error same_class security_bits n log_qp key_bytes ciphertext_bytes "
-        "compile_s keygen_s evaluate_s rows backend threads peak_rss_bytes"
+        "compile_s keygen_s evaluate_s rows images_per_request backend threads peak_rss_bytes"
     )
     assert list(tried) == fields.split()
     assert tried["agrees"] is True and tried["same_class"] is True
     assert tried["max_error"] <= tried["promised_error"]
     assert tried["rows"] == 3
+
+
+@pytest.mark.parametrize(("options", "images"), [(("--batch", 4), 4), (("--layout", "batch"), 4096)])
+def test_compile_for_many_images(tmp_path: Path, options: tuple[object, ...], images: int) -> None:
+    samples, out = ROOT / "models" / "samples" / "digits.npz", tmp_path / "numbers.hem"
+    made = answer(he_serve("compile", DIGITS, "-o", out, "--calibrate", samples, *options, "--json"))
+    assert made["images_per_request"] == images and made["report"]["working_bytes"] > 0
+    again = answer(he_serve("try", DIGITS, "--input", samples, *options, "--json"))
+    assert again["agrees"] is True and again["same_class"] is True and again["images_per_request"] == images
+
+
+def test_rows_share_requests(tmp_path: Path) -> None:
+    samples = ROOT / "models" / "samples" / "digits.npz"
+    (tmp_path / "models").mkdir()
+    made = he_serve(
+        "compile", DIGITS, "-o", tmp_path / "models" / "d.hem", "--calibrate", samples, "--batch", 32
+    )
+    assert made.returncode == 0, made.stderr
+    with start_server(tmp_path / "models", tmp_path / "state") as server:
+        options = ("--url", server.url, "--key-store", tmp_path / "keys", "--plain")
+        predicted = answer(he_serve("predict", samples, *options, "--json"))["predictions"]
+        assert [p["images"] for p in predicted] == [32] * 64
+        shown = he_serve("predict", samples, *options)
+        assert shown.returncode == 0 and "ms each" in shown.stdout, shown.stderr
 
 
 def test_try_says_no_with_exit_code_1(tmp_path: Path, tiny: CompiledModel, rows: Path) -> None:
@@ -110,6 +134,8 @@ def test_inspect_for_people(hem: Path) -> None:
         (("compile", "no-such.onnx", "-o", "x.hem"), "no-such.onnx"),
         (("compile", __file__, "-o", "/nonexistent/x.hem"), ""),
         (("compile", DIGITS, "-o", "bad name.hem"), "bad name"),
+        (("compile", DIGITS, "-o", "x.hem", "--batch", 3), "power of two"),
+        (("compile", DIGITS, "-o", "x.hem", "--layout", "wide"), "latency or batch"),
         (("try", "model.txt", "--input", "x.npz"), "give an ONNX model"),
         (("try", DIGITS, "--input", "no-such.npz"), "no such file"),
         (("serve", "--models", "/nonexistent"), "no such folder"),

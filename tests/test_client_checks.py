@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 from samples import random_ciphertext, small_parameters
@@ -373,8 +375,29 @@ def test_packing_and_back() -> None:
     values = np.array([[1.0, 2.0], [3.0, 4.0]])
     slots = pack(values, packing)
     assert slots.tolist() == [2.0, 0, 0, 3.0, 0, 1.0, 4.0, 0]
-    assert np.array_equal(unpack(np.tile(slots, 4), packing), values)
-    assert np.array_equal(copies(np.tile(slots, 4), packing), np.tile(values.reshape(-1), (4, 1)))
+    assert np.array_equal(unpack(np.tile(slots, 4), packing), values[None])
+    assert np.array_equal(copies(np.tile(slots, 4), packing), np.tile(values.reshape(-1), (4, 1, 1)))
+
+
+@given(
+    lanes=st.sampled_from([1, 2, 8]),
+    images=st.integers(1, 8),
+    stacked=st.booleans(),
+    repeats=st.sampled_from([1, 4]),
+)
+def test_lanes_and_back(lanes: int, images: int, stacked: bool, repeats: int) -> None:
+    layout = {"slots": [0], "period": 1} if stacked else {"slots": [5, 0, 3], "period": 8}
+    packing = Packing(shape=[3], lanes=lanes, stacked=stacked, **layout)
+    values = np.random.default_rng(images).normal(size=(min(images, lanes), 3))
+    slots = np.tile(pack(values, packing), repeats)
+    assert slots.shape == ((3,) if stacked else ()) + (packing.period * lanes * repeats,)
+    assert np.array_equal(unpack(slots, packing), np.resize(values, (lanes, 3)))
+    found = copies(slots, packing)
+    assert found.shape == (repeats, lanes, 3) and np.array_equal(
+        found, np.broadcast_to(found[0], found.shape)
+    )
+    if not stacked:
+        assert np.array_equal(slots.reshape(-1, lanes)[5, : len(values)], values[:, 0])
 
 
 def test_turned_copies_of_an_input() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from toy import centred, lift, make_parameters
 
 from ckks.backends.reference import ReferenceBackend
-from ckks.encoder import Encoder, _centred_floats, _reduce_floats, embed, unembed
+from ckks.encoder import Encoder, _centred_floats, embed, reduce_floats, unembed
 from ckks.errors import EvaluationError
 from ckks.primes import ntt_primes
 from ckks.types import CoefficientPolynomial, Plaintext
@@ -123,7 +123,7 @@ def test_rotating_slots_is_the_automorphism(steps: int) -> None:
 )
 def test_reduction_of_floats_is_exact(values: list[float], q: int) -> None:
     whole = np.rint(np.array(values))
-    assert _reduce_floats(whole, q).tolist() == [int(v) % q for v in whole]
+    assert reduce_floats(whole, q).tolist() == [int(v) % q for v in whole]
 
 
 MODULI = LARGE.data_primes

@@ -189,7 +189,9 @@ def test_the_secret_is_ternary_and_uniform(p: Parameters) -> None:
 BAD_VALUES = [
     np.zeros(3),
     np.zeros(0),
-    np.zeros((2, 2)),
+    np.zeros((2, 2, 2)),
+    np.zeros((0, 4)),
+    np.zeros((2, 3)),
     np.zeros(8192),
     np.array([np.nan]),
     np.array([np.inf]),

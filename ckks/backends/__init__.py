@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ckks.errors import ParameterError
 from ckks.packed import Packed
 from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey, Residues
+
+if TYPE_CHECKING:
+    from ckks.bundle import Bundle
 
 Rows = tuple[int, ...]
 
@@ -58,6 +61,15 @@ class Backend(Protocol):
         """Each sum over its (i, j) of terms[i] * plains[j], terms[i] [2][row][N] -> [sum][2][row][N]: the inner loop of a linear transform.
 
         plains: packed [plaintext][row][N/s], s a power of two: each value stands for s positions in a row.
+        """
+
+    def matrix(
+        self, stacks: Sequence[Residues], terms: Residues, factors: Residues, outputs: int, rows: Rows
+    ) -> Residues:
+        """Stacks [member][poly][row][N], one after the other, times a sparse matrix of scalars -> [output][poly][row][N].
+
+        terms: uint64 [2][term], the output and the input of each term, outputs in ascending order; factors: residues [row][term].
+        On the CPU only (`backend_for`).
         """
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
@@ -124,9 +136,14 @@ def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) ->
     raise ParameterError(f"no backend is called {name!r}; use 'cpu', 'gpu' or 'reference'")
 
 
+def backend_for(name: str, bundle: Bundle) -> str:
+    """What a model runs on where `name` is asked for: stacks of ciphertexts are larger than a GPU's memory, and stay on the CPU."""
+    return "cpu" if name == "gpu" and bundle.input_members else name
+
+
 def encoding_backend(backend: Backend, threads: int) -> Backend:
     """What to encode weights with: `backend`, or for a GPU the CPU, where encoding is parallel and its arrays go to a file anyway."""
     return make_backend(backend.parameters, "cpu", threads) if backend.name == "gpu" else backend
 
 
-__all__ = ["Backend", "Rows", "encoding_backend", "make_backend"]
+__all__ = ["Backend", "Rows", "backend_for", "encoding_backend", "make_backend"]

@@ -132,6 +132,13 @@ class GpuBackend:
         )
         return self._like(terms[0], out)
 
+    def matrix(
+        self, stacks: Sequence[Residues], terms: Residues, factors: Residues, outputs: int, rows: Rows
+    ) -> Residues:
+        raise EvaluationError(
+            "models of the batch layout run on the CPU: their stacks are larger than a GPU's memory"
+        )
+
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         self._require_rows(rows)
         shape = (len(rows), self.parameters.degree)

@@ -67,6 +67,16 @@ class ReferenceBackend:
                 totals[k] = self.add(totals[k], self.multiply(terms[i], whole[j], rows), rows)
         return totals
 
+    def matrix(
+        self, stacks: Sequence[Residues], terms: Residues, factors: Residues, outputs: int, rows: Rows
+    ) -> Residues:
+        x = np.concatenate(stacks)
+        result = np.zeros((outputs, *x.shape[1:]), dtype=np.uint64)
+        for t, (output, input_) in enumerate(terms.T.tolist()):
+            product = self.multiply_scalars(x[input_], factors[:, t], rows)
+            result[output] = self.add(result[output], product, rows)
+        return result
+
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         cross = self.add(self.multiply(a[0], b[1], rows), self.multiply(a[1], b[0], rows), rows)
         return np.stack([self.multiply(a[0], b[0], rows), cross, self.multiply(a[1], b[1], rows)])

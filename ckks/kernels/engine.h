@@ -7,6 +7,7 @@
 #include <string>
 
 #include "basis.h"
+#include "matrix.h"
 #include "parallel.h"
 
 namespace kernels {
@@ -47,6 +48,8 @@ public:
     // for 2^log_repeat positions. Sum s: terms[i] * plain j over the (i, j) of sums[s].
     void multiply_sums(const std::vector<const u64*>& terms, const Byte* plains, const std::vector<Products>& sums, unsigned log_repeat,
                        u64* out, const Rows& rows);
+    // inputs: each [polys][rows][N], out: [m.outputs][polys][rows][N]; factors: [rows][terms], each in [0, q).
+    void matrix(const std::vector<const u64*>& inputs, std::size_t polys, const Matrix& m, const u64* factors, u64* out, const Rows& rows);
     void tensor(const u64* a, const u64* b, u64* out, const Rows& rows);
     void automorphism(const u64* x, u64* out, std::size_t row_total, u64 element);
 

@@ -112,6 +112,31 @@ void multiply_sums(Engine& engine, const std::vector<In>& terms, const InPacked&
     engine.multiply_sums(x, plains.data(), sums, std::bit_width(engine.degree() / length) - 1, out.data(), rows);
 }
 
+void matrix(Engine& engine, const std::vector<In>& stacks, const In& terms, const In& factors, const Out& out, std::size_t polys,
+            const Rows& rows) {
+    require_rows(engine, rows);
+    const std::size_t member = polys * rows.size() * engine.degree(), count = terms.size() / 2;
+    require(member > 0 && out.size() > 0 && out.size() % member == 0, "a stack does not hold whole ciphertexts");
+    require(terms.ndim() == 2 && terms.shape(0) == 2 && factors.size() == count * rows.size(), "one output, input and factor a term");
+    std::vector<const u64*> inputs;
+    for (const In& stack : stacks) {
+        require(stack.size() > 0 && stack.size() % member == 0, "a stack does not hold whole ciphertexts");
+        for (std::size_t at = 0; at < stack.size(); at += member) inputs.push_back(stack.data() + at);
+    }
+    require(!inputs.empty(), "a matrix needs a stack");
+    const std::size_t outputs = out.size() / member;
+    kernels::Matrix m = {outputs, std::vector<std::size_t>(outputs + 1, 0), {}};
+    m.columns.reserve(count);
+    for (std::size_t t = 0; t < count; ++t) {
+        const u64 output = terms.data()[t], input = terms.data()[count + t];
+        require(output < outputs && input < inputs.size() && (t == 0 || terms.data()[t - 1] <= output), "terms must exist and lie in order");
+        ++m.starts[output + 1];
+        m.columns.push_back(static_cast<std::uint32_t>(input));
+    }
+    for (std::size_t o = 0; o < outputs; ++o) m.starts[o + 1] += m.starts[o];
+    engine.matrix(inputs, polys, m, factors.data(), out.data(), rows);
+}
+
 void tensor(Engine& engine, const In& a, const In& b, const Out& out, const Rows& rows) {
     require_rows(engine, rows);
     require_polys(engine, a, 2, rows.size());
@@ -200,6 +225,7 @@ NB_MODULE(_cpu, m) {
         .def("multiply", binary<&Engine::multiply>, a, b, out, "rows"_a, Unlocked())
         .def("multiply_scalars", multiply_scalars, a, scalars, out, "rows"_a, Unlocked())
         .def("multiply_sums", multiply_sums, terms, "plains"_a.noconvert(), "sums"_a, "length"_a, out, "rows"_a, Unlocked())
+        .def("matrix", matrix, "stacks"_a.noconvert(), terms, "factors"_a.noconvert(), out, "polys"_a, "rows"_a, Unlocked())
         .def("tensor", tensor, a, b, out, "rows"_a, Unlocked())
         .def("automorphism", automorphism, x, out, "element"_a, Unlocked())
         .def("decompose", decompose, x, out, "level"_a, Unlocked())

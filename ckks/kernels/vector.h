@@ -102,6 +102,21 @@ struct PlainSum {
     u64 *out_first, *out_second;
 };
 
+// One stretch of a matrix product: output o at out + o*out_stride is the sum over its terms of inputs[columns[t]] * weights[t].
+struct VectorMatrix {
+    const double* inputs;  // [inputs][stretch], residues; stretch a multiple of kVectorBlock
+    std::size_t stretch;
+    const std::uint32_t* columns;
+    const double* weights;  // balanced; with shift != 0 low and high parts, weight = low + high * shift
+    const std::size_t* starts;
+    const std::uint8_t* alike;  // by output: whether the next one has the same columns
+    std::size_t outputs;
+    u64* out;
+    std::size_t out_stride;
+    double shift;
+    std::size_t max_terms;  // with shift != 0: products in a sum before a flush (SplitSum in vector_matrix.h)
+};
+
 struct VectorKernels {
     const char* name;
     std::size_t lanes;
@@ -121,6 +136,7 @@ struct VectorKernels {
     void (*key_sum)(const VectorPrime&, const KeySum&, std::size_t start, std::size_t n);
     void (*plain_sum)(const VectorPrime&, const PlainSum&, std::size_t n);
     void (*stage)(const u64* x, double* out, std::size_t n);
+    void (*matrix)(const VectorPrime&, const VectorMatrix&);
     void (*multiply)(const VectorPrime&, const u64* a, const u64* b, u64* out, std::size_t n);
     void (*scale)(const VectorPrime&, const VectorFactor& factor, const u64* a, u64* out, std::size_t n);
     void (*tensor)(const VectorPrime&, const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n);

@@ -1,6 +1,7 @@
 // The table of kernels for one instruction set. Include after a lanes_*.h, in one .cpp each.
 #pragma once
 
+#include "vector_matrix.h"
 #include "vector_products.h"
 
 namespace kernels {
@@ -106,7 +107,7 @@ void permute(const VectorPermutation& p, const u64* x, u64* out, std::size_t n) 
 }
 
 constexpr VectorKernels kTable = {
-    Lanes::name, W,     false,   forward, inverse, inverse_scaled, convert_forward, convert_divide, key_sum, plain_sum, stage,
+    Lanes::name, W,     false,   forward, inverse, inverse_scaled, convert_forward, convert_divide, key_sum, plain_sum, stage, matrix,
     multiply,    scale, tensor,  add,     subtract,       permute,         overflow,
 };
 

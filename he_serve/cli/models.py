@@ -39,6 +39,17 @@ ActivationError = Annotated[
         help="Largest relative rms error of the outputs that polynomials for activations may cause."
     ),
 ]
+Batch = Annotated[
+    int, typer.Option(metavar="B", help="Images in one ciphertext, a power of two: nearly the cost of one.")
+]
+SlotLayout = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="latency|batch",
+        help="batch: one slot an image, thousands of images a request, for offline screening.",
+    ),
+]
 Precision = Annotated[float, typer.Option(help="Largest promised error, relative to the largest logit.")]
 
 
@@ -71,6 +82,13 @@ def read_maxpool(text: str | None) -> Literal["average"] | None:
     return None if text is None else "average"
 
 
+def read_layout(text: str) -> Literal["latency", "batch"]:
+    """The --layout option. Raises InputError."""
+    if text not in ("latency", "batch"):
+        raise InputError(f"--layout takes latency or batch, got {text!r}")
+    return "batch" if text == "batch" else "latency"
+
+
 def compile_command(
     model: Onnx,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.hem")],
@@ -81,6 +99,8 @@ def compile_command(
         str,
         typer.Option(metavar="fast|small|BYTES", help="What clients upload once, against time per image."),
     ] = "fast",
+    batch: Batch = 1,
+    layout: SlotLayout = "latency",
     security: Annotated[int, typer.Option(metavar="128|192|256", help="Bits of security.")] = 128,
     activation: Activation = None,
     activation_error: ActivationError = 0.1,
@@ -119,6 +139,8 @@ def compile_command(
             maxpool=read_maxpool(maxpool),
             keys=_keys(keys),
             security=security,
+            batch=batch,
+            layout=read_layout(layout),
             activations=dict(parse_override(text) for text in activation or []),
             activation_error=activation_error,
             validation=None if validate is None else read_labelled(validate),
@@ -201,6 +223,7 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
             s.name: _interface(s) | {"labels": s.labels, "post": s.post, "promised_error": s.promised_error}
             for s in bundle.outputs
         },
+        "images_per_request": bundle.lanes,
         "security_bits": p.security_bits,
         "n": p.degree,
         "log_qp": round(p.log_qp, 2),
@@ -209,7 +232,7 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
         "promised_error": bundle.promised_error,
         "rotation_keys": len(bundle.rotations),
         "key_bytes": key_file_size(p, bundle.key_needs())[0],
-        "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts) // 2,
+        "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts, bundle.input_members) // 2,
         "file_bytes": path.stat().st_size,
         "operations": len(model.circuit.instructions),
         "layers": [{"layer": name, **row} for name, row in layers.items()],
@@ -227,6 +250,7 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
             f"{o.packing.shape}{_parts(o)}: {o.post} of {', '.join(o.labels) or 'unnamed'}",
         )
         facts.add_row("promised error", f"{o.promised_error:.2e} per logit")
+    facts.add_row("images per request", str(bundle.lanes))
     facts.add_row("security", f"{p.security_bits} bits: N = {p.degree}, log2(QP) = {p.log_qp:.1f}")
     facts.add_row("parameters", str(p))
     facts.add_row("evaluation keys", f"{size(data['key_bytes'])}, {len(bundle.rotations)} rotations")

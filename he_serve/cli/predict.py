@@ -30,7 +30,10 @@ def predict(
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
-    """Have a picture (or rows of numbers) classified without showing it to the server."""
+    """Have a picture (or rows of numbers) classified without showing it to the server.
+
+    Rows share requests where the model was compiled for batches.
+    """
     from he_serve.client import Client
     from he_serve.images import each_row, read_image, read_rows
 
@@ -41,7 +44,7 @@ def predict(
             url, model=model, key_store=key_store, passphrase=passphrase(plain), progress=report
         ) as client,
     ):
-        predictions = [client.predict_all(x) for x in inputs]
+        predictions = client.predict_many(inputs)
         several = len(client.bundle().outputs) > 1
     if as_json:
         rows = [{name: dataclasses.asdict(p) for name, p in found.items()} for found in predictions]
@@ -51,6 +54,14 @@ def predict(
     for found in predictions:
         for name, p in found.items():
             title = f"{name}: {p.label}" if several else p.label
-            console().print(f"{title} ({p.timings['round_trip']:.2f} s)", style="bold", markup=False)
+            console().print(
+                f"{title} ({_seconds(p.timings['round_trip'], p.images)})", style="bold", markup=False
+            )
             for label, probability in sorted(p.probabilities.items(), key=lambda item: -item[1]):
                 console().print(f"  {probability:8.4f}  {label}", markup=False)
+
+
+def _seconds(round_trip: float, images: int) -> str:
+    if images == 1:
+        return f"{round_trip:.2f} s"
+    return f"{round_trip:.2f} s for {images} images, {1000 * round_trip / images:.3g} ms each"

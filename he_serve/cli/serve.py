@@ -31,6 +31,9 @@ def serve(
             metavar="BYTES", help="Refuse to start if the encoded weights of all models take more than this."
         ),
     ] = None,
+    evaluate_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after which an evaluation is stopped.")
+    ] = 300.0,
     device: DeviceOption = Device.AUTO,
     as_json: Json = False,
 ) -> None:
@@ -47,6 +50,7 @@ def serve(
         workers=workers,
         threads=threads,
         weights_memory=weights_memory,
+        evaluate_timeout=evaluate_timeout,
         backend=backend,
     )
 

@@ -14,7 +14,17 @@ from rich.table import Table
 
 from ckks.errors import InputError
 from he_serve.cli.device import Device, DeviceOption, backend_for
-from he_serve.cli.models import Calibrate, MaxPool, Precision, model_name, read_calibration, read_maxpool
+from he_serve.cli.models import (
+    Batch,
+    Calibrate,
+    MaxPool,
+    Precision,
+    SlotLayout,
+    model_name,
+    read_calibration,
+    read_layout,
+    read_maxpool,
+)
 from he_serve.cli.output import Json, console, emit, note, progress, size
 
 if TYPE_CHECKING:
@@ -35,6 +45,8 @@ def try_command(
     calibrate: Calibrate = None,
     precision: Precision = 1e-3,
     maxpool: MaxPool = None,
+    batch: Batch = 1,
+    layout: SlotLayout = "latency",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the evaluation; default: all cores.")
     ] = None,
@@ -67,6 +79,8 @@ def try_command(
                 calibration=rows if calibrate is None else read_calibration(calibrate),
                 precision=precision,
                 maxpool=read_maxpool(maxpool),
+                batch=batch,
+                layout=read_layout(layout),
                 name=model_name(model),
                 progress=lambda phase: report(phase, 0, 1),
             )

@@ -1,0 +1,49 @@
+"""Operations on stacks of ciphertexts, uint64 [member][2 or 3][level+1][N]: one member per tensor element, one slot per image.
+
+A weight is then the same for all slots, an integer: no encoding, no rotation. A linear layer is a matrix product modulo each prime
+(Gilad-Bachrach et al. 2016, CryptoNets, section 5).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckks import modular
+from ckks.backends import Backend
+from ckks.types import KeySwitchKey, Residues
+
+
+def add_constants(backend: Backend, a: Residues, constants: Residues) -> Residues:
+    """Member i plus the constant polynomial constants[:, i], residues [level+1][member]: in NTT domain the same number everywhere."""
+    result = a.copy()
+    q = np.array(backend.parameters.moduli[: len(constants)], dtype=np.uint64)[:, None]
+    for i, member in enumerate(result):
+        member[0] = modular.add(member[0], constants[:, i, None], q)
+    return result
+
+
+def multiply_constants(backend: Backend, a: Residues, constants: Residues) -> Residues:
+    """Member i times constants[:, i], residues [level+1][member]."""
+    rows = backend.parameters.data_rows(len(constants) - 1)
+    result = np.empty_like(a)
+    for i, member in enumerate(a):
+        result[i] = backend.multiply_scalars(member, np.ascontiguousarray(constants[:, i]), rows)
+    return result
+
+
+def multiply(backend: Backend, a: Residues, b: Residues, level: int) -> Residues:
+    """Member by member, [member][2].. -> [member][3].."""
+    rows = backend.parameters.data_rows(level)
+    result = np.empty((len(a), 3, *a.shape[2:]), dtype=np.uint64)
+    for i in range(len(a)):
+        result[i] = backend.tensor(a[i], b[i], rows)
+    return result
+
+
+def relinearise(backend: Backend, a: Residues, key: KeySwitchKey, level: int) -> Residues:
+    """[member][3].. -> [member][2].."""
+    result = np.empty((len(a), 2, *a.shape[2:]), dtype=np.uint64)
+    for i, member in enumerate(a):
+        product = backend.key_switch(member[2], key, level, moved=member[:2])
+        result[i] = backend.mod_down(product, level)
+    return result
