@@ -19,9 +19,9 @@ from ckks.primes import ntt_primes
 from ckks.security import REQUIRED_BITS, security_bits
 
 NAME = "OpenFHE, through its Python wheel; own keys"
-VERSION = "1.6.1.0.22.4"
+VERSION = "1.6.1.0.22.4"  # as the Makefile installs it
 INTERPRETER = "HE_SERVE_PYTHON310"
-_VENV = common.ROOT / "build" / "openfhe-venv"
+_VENV = Path("build", "openfhe-venv")
 
 
 @dataclass(frozen=True)
@@ -103,32 +103,14 @@ def matching(setting: Setting, data: list[int], special: list[int]) -> Parameter
 
 
 def find_python() -> Path | None:
-    """A Python with OpenFHE's wheel, installed beside the build on first use; None where no interpreter is named.
+    """A Python with OpenFHE's wheel and this checkout, made beside the build on first use; None where no interpreter is named.
 
-    Raises OpenFheError when the wheel cannot be installed.
+    Raises OpenFheError when it cannot be made.
     """
-    interpreter = os.environ.get(INTERPRETER)
-    if interpreter is None:
+    if INTERPRETER not in os.environ:
         return None
-    python = _VENV / "bin" / "python"
-    wanted = f"openfhe=={VERSION}"
-    check = f"import openfhe, importlib.metadata as m; assert m.version('openfhe') == '{VERSION}'"
-    if python.exists() and _run([str(python), "-c", check]) is None:
-        return python
-    for command in (
-        [interpreter, "-m", "venv", "--clear", str(_VENV)],
-        [str(python), "-m", "pip", "install", "--quiet", wanted, "numpy"],
-        [str(python), "-c", check],
-    ):
-        if failure := _run(command):
-            raise OpenFheError(f"cannot make an environment with {wanted} from {INTERPRETER}: {failure}")
-    return python
-
-
-def _run(command: list[str]) -> str | None:
-    """The last words of a command that failed, None after success."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
-    return None if done.returncode == 0 else (done.stderr.strip()[-500:] or f"exit status {done.returncode}")
+    command = ["make", "--silent", "openfhe", f"OPENFHE={_VENV}"]
+    done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OpenFheError(f"cannot make {_VENV.name} from {INTERPRETER}: {done.stderr.strip()[-500:]}")
+    return common.ROOT / _VENV / "bin" / "python"
