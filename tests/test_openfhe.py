@@ -33,7 +33,7 @@ def python310() -> Path:
     return python
 
 
-@pytest.mark.parametrize("name", ["test_openfhe_bytes.py", "test_openfhe_keys.py"])
+@pytest.mark.parametrize("name", ["test_openfhe_bytes.py", "test_openfhe_keys.py", "test_openfhe_oracle.py"])
 def test_on_python_310(python310: Path, name: str) -> None:
     command = [str(python310), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
