@@ -39,25 +39,24 @@ class OpenFheError(Exception):
     """The other process failed; the text says how."""
 
 
-class OpenFheSide:
-    """An OpenFHE process with a context for `setting`, and our parameters to go with it. Raises OpenFheError, UnfairComparisonError."""
+class Process:
+    """Another process that answers one JSON line with another."""
 
-    def __init__(self, process: subprocess.Popen[str], setting: Setting) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        found = self.ask("prepare", **vars(setting))
-        self.parameters = matching(setting, found["data_primes"], found["special_primes"])
-        self.log_qp = math.log2(math.prod(found["data_primes"] + found["special_primes"]))
 
     @staticmethod
     @contextmanager
-    def start(python: Path, setting: Setting, threads: int) -> Iterator[OpenFheSide]:
-        """Run one on `threads` threads until the block ends."""
-        command = [str(python), str(Path(__file__).with_name("_openfhe_side.py"))]
+    def start(python: Path, module: str, threads: int) -> Iterator[Process]:
+        """Run a module of this checkout on `threads` threads until the block ends."""
+        command = [str(python), "-m", module]
         # Threads that wait by spinning take the cores from whoever else runs: a rotation took 15 times as long on a busy machine.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
-            yield OpenFheSide(process, setting)
+        pipe, root = subprocess.PIPE, common.ROOT
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root
+        ) as process:
+            yield Process(process)
 
     def ask(self, what: str, **details: Any) -> dict[str, Any]:
         """One request and its answer. Raises OpenFheError."""
@@ -66,11 +65,28 @@ class OpenFheSide:
             self._process.stdin.write(json.dumps({"do": what} | details) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise OpenFheError("the process with OpenFHE is gone") from None
+            raise OpenFheError("the other library's process is gone") from None
         answer = json.loads(self._process.stdout.readline() or '{"failed": "the process ended"}')
         if "failed" in answer:
-            raise OpenFheError(f"OpenFHE could not {what}: {answer['failed']}")
+            raise OpenFheError(f"the other library could not {what}: {answer['failed']}")
         return dict(answer)
+
+
+class OpenFheSide:
+    """An OpenFHE process with a context for `setting`, and our parameters to go with it. Raises OpenFheError, UnfairComparisonError."""
+
+    def __init__(self, process: Process, setting: Setting) -> None:
+        self.ask = process.ask
+        found = self.ask("prepare", **vars(setting))
+        self.parameters = matching(setting, found["data_primes"], found["special_primes"])
+        self.log_qp = math.log2(math.prod(found["data_primes"] + found["special_primes"]))
+
+    @staticmethod
+    @contextmanager
+    def start(python: Path, setting: Setting, threads: int) -> Iterator[OpenFheSide]:
+        """Run one on `threads` threads until the block ends."""
+        with Process.start(python, "bench._openfhe_side", threads) as process:
+            yield OpenFheSide(process, setting)
 
     def time(self, name: str, least_s: float, clock: Clock) -> float:
         """Mean seconds of a prepared operation over at least `least_s` seconds, by the other process's own clock of that kind."""

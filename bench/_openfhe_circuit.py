@@ -12,7 +12,7 @@ import openfhe
 from ckks.circuit import Circuit, Weights
 from ckks.openfhe import OpenFheEvaluator, OpenFheValue, rotations
 from ckks.parameters import Parameters
-from ckks.primes import smallest_root
+from ckks.primes import ntt_primes, smallest_root
 from ckks.security import REQUIRED_BITS, security_bits
 from keys import openfhe_bytes
 
@@ -20,12 +20,15 @@ from keys import openfhe_bytes
 class OpenFheCircuit:
     """A fresh secret key with OpenFHE's own evaluation keys for `circuit`, HYBRID with the fewest digits that leave 128 bits.
 
-    Its special primes are its own choice (60 bits each); all primes together pass our security table.
+    Its special primes are its own choice (60 bits each); all primes together pass our security table. Where they do not, the ring is twice
+    as large, or more, with primes of the same sizes: `parameters` says so. A vector repeated in twice as many slots rotates as before.
     """
 
     def __init__(self, parameters: Parameters, circuit: Circuit, weights: Weights) -> None:
+        while (found := _fewest_digits(parameters)) is None:
+            parameters = _doubled(parameters)
+        self.digits, self.special_primes, self.context = found
         self.parameters, self._slots = parameters, parameters.slots
-        self.digits, self.special_primes, self.context = _fewest_digits(parameters)
         self._key = self.context.KeyGen().secretKey
         self._scale_bits = _scale_bits(parameters)
         self.context.EvalMultKeyGen(self._key)
@@ -67,8 +70,16 @@ def _scale_bits(p: Parameters) -> int:
     return round(math.log2(p.data_primes[-1]))
 
 
-def _fewest_digits(p: Parameters) -> tuple[int, tuple[int, ...], Any]:
-    """The number of digits, the special primes that OpenFHE adds for it, and the context."""
+def _doubled(p: Parameters) -> Parameters:
+    """A ring of twice the degree with data primes of the same sizes. Raises ParameterError beyond the largest ring."""
+    data: list[int] = []
+    for q in p.data_primes:
+        data += ntt_primes(2 * p.degree, round(math.log2(q)), 1, tuple(data))
+    return Parameters(2 * p.degree, tuple(data), ntt_primes(2 * p.degree, 60, 1, tuple(data)), 1)
+
+
+def _fewest_digits(p: Parameters) -> tuple[int, tuple[int, ...], Any] | None:
+    """The number of digits, the special primes that OpenFHE adds for it, and the context; None if none has 128 bits."""
     limbs = len(p.data_primes)
     for digits in range(1, limbs + 1):
         if -(-limbs // -(-limbs // digits)) != digits:  # OpenFHE refuses numbers that leave a digit empty
@@ -79,7 +90,7 @@ def _fewest_digits(p: Parameters) -> tuple[int, tuple[int, ...], Any]:
         special = tuple(limb.prime for limb in openfhe_bytes.read_switch_keys(made)[3].rows[limbs:])
         if security_bits(p.degree, math.prod(p.data_primes + special)) >= REQUIRED_BITS:
             return digits, special, context
-    raise ValueError(f"with OpenFHE's special primes {p} is below {REQUIRED_BITS} bits")
+    return None
 
 
 @cache
