@@ -34,6 +34,7 @@ bench: install
 openfhe: $(OPENFHE)/installed.stamp
 
 $(OPENFHE)/installed.stamp: pyproject.toml $(NATIVE)
+	@test -x $(OPENFHE)/bin/python || test -n "$(HE_SERVE_PYTHON310)" || { echo "set HE_SERVE_PYTHON310 to a Python 3.10" >&2; exit 1; }
 	test -x $(OPENFHE)/bin/python || $(HE_SERVE_PYTHON310) -m venv $(OPENFHE)
 	$(OPENFHE)/bin/python -m pip install --quiet --editable '.[openfhe]' 'openfhe==$(OPENFHE_VERSION)' hypothesis pytest pytest-timeout
 	touch $@

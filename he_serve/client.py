@@ -28,7 +28,7 @@ from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
 from he_serve.packing import joined, pack_inputs, unpack
 from he_serve.prediction import Prediction, RawPrediction, check_plausible
-from keys.libraries import Library
+from keys.libraries import Library, secret_key_type
 
 Progress = Callable[[str, int, int], None]
 _MAX_JSON = 1 << 20
@@ -69,6 +69,7 @@ class Client:
         progress: Progress | None = None,
         timeout: float = 600.0,
     ) -> None:
+        secret_key_type(library)  # refused now rather than when older keys have been revoked
         self.url = url.rstrip("/")
         self._model, self._pin, self._progress = model, pin, progress or (lambda phase, done, total: None)
         try:

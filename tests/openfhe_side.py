@@ -60,7 +60,8 @@ def own_keys(key: SecretKey, needs: KeyNeeds) -> EvaluationKeys:
         assert all(limb.root == smallest_root(limb.degree, limb.prime) for limb in found.rows)
         rows = list(p.extended_rows(level))
         halves = np.stack([found.b, found.a], axis=1)[: len(p.digits(level)), :, rows]
-        return KeySwitchKey(key._backend.automorphism(np.ascontiguousarray(halves), element), level)
+        ours = key._backend.automorphism(np.ascontiguousarray(halves), element)
+        return KeySwitchKey.from_residues(p, ours, level)
 
     relinearisation = None
     if needs.relinearisation is not None:

@@ -123,13 +123,10 @@ def test_keys_have_the_stated_phase(p: Parameters) -> None:
             (keys.rotation(r, level), backend.automorphism(s, p.galois_element(r))) for r in (1, p.slots - 3)
         ]
         for switch, source in wanted:
-            assert switch.level == level and switch.digits.shape == (
-                len(p.digits(level)),
-                2,
-                len(rows),
-                p.degree,
-            )
-            for (b, a), (start, stop) in zip(switch.digits, p.digits(level), strict=True):
+            digits = switch.digits.unpack()
+            assert switch.level == level
+            assert digits.shape == (len(p.digits(level)), 2, len(rows), p.degree)
+            for (b, a), (start, stop) in zip(digits, p.digits(level), strict=True):
                 gadget = [p.special_product % p.moduli[r] if start <= r < stop else 0 for r in rows]
                 term = backend.multiply_scalars(source, np.array(gadget, dtype=np.uint64), rows)
                 error = centred_phase(key, backend.subtract(b, term, rows), a, rows)

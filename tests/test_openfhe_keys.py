@@ -71,8 +71,9 @@ def key_errors(key: SecretKey, keys: EvaluationKeys, level: int, steps: tuple[in
     wanted += [(keys.rotation(r, level), backend.automorphism(s, p.galois_element(r))) for r in steps]
     found = []
     for switch, source in wanted:
-        assert switch.digits.shape == (len(p.digits(level)), 2, len(rows), p.degree)
-        for (b, a), (start, stop) in zip(switch.digits, p.digits(level), strict=True):
+        digits = switch.digits.unpack()
+        assert digits.shape == (len(p.digits(level)), 2, len(rows), p.degree)
+        for (b, a), (start, stop) in zip(digits, p.digits(level), strict=True):
             gadget = [p.special_product % p.moduli[r] if start <= r < stop else 0 for r in rows]
             term = backend.multiply_scalars(source, np.array(gadget, dtype=np.uint64), rows)
             error = centred_phase(key, backend.subtract(b, term, rows), a, rows)
