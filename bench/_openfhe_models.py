@@ -14,8 +14,8 @@ from bench._serve import serve
 from ckks.interpreter import run
 from ckks.modelfile import load_model
 from ckks.parameters import Parameters
-from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
-from he_serve.packing import pack, unpack
+from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from he_serve.packing import joined, pack_inputs, unpack
 from keys import secret_key_type
 
 
@@ -29,9 +29,12 @@ class Side:
         parameters = bundle.checked_parameters()
         self.circuit = OpenFheCircuit(parameters, self.model.circuit, self.model.weights)
         prepared = time.perf_counter() - start
-        self.slots = [pack(row.astype(np.float64), bundle.input.packing) for row in np.load(rows)["x"]]
-        spec = bundle.input
-        self.inputs = [self.circuit.encrypt(slots, spec.level, spec.scale) for slots in self.slots]
+        name, levels = bundle.input.name, bundle.input_ciphertexts
+        self.slots = [pack_inputs({name: row.astype(np.float64)}, bundle) for row in np.load(rows)["x"]]
+        self.inputs = [
+            {part: self.circuit.encrypt(values, *levels[part]) for part, values in slots.items()}
+            for slots in self.slots
+        ]
         self.outputs: dict[int, Any] = {}
         self.run(0)  # encodes what is left: in another ring scales differ a little from the circuit's
         return {
@@ -47,16 +50,13 @@ class Side:
 
     def run(self, row: int) -> dict[str, Any]:
         """Evaluate the circuit on one row."""
-        name, start = self.model.bundle.input.name, time.perf_counter()
-        outputs = run(self.model.circuit, {name: self.inputs[row]}, self.circuit.evaluator)
-        seconds = time.perf_counter() - start
-        self.outputs[row] = outputs[self.model.bundle.output.name]
-        return {"seconds": seconds}
+        start = time.perf_counter()
+        self.outputs[row] = run(self.model.circuit, self.inputs[row], self.circuit.evaluator)
+        return {"seconds": time.perf_counter() - start}
 
     def logits(self, row: int) -> dict[str, Any]:
         """The last result for a row, decrypted."""
-        slots = self.circuit.decrypt(self.outputs[row])
-        return {"logits": unpack(slots, self.model.bundle.output.packing).ravel().tolist()}
+        return self._unpacked({name: self.circuit.decrypt(c) for name, c in self.outputs[row].items()})
 
     def peak(self) -> dict[str, Any]:
         """Peak memory of this process."""
@@ -70,15 +70,20 @@ class Side:
         dump_keys(Path(folder, "keys"), self.secret.evaluation_keys(bundle.key_needs()))
         seconds = time.perf_counter() - start
         for i, slots in enumerate(self.slots):
-            fresh = self.secret.encrypt(slots, bundle.input.level, bundle.input.scale)
-            Path(folder, f"request-{i}").write_bytes(dump_ciphertext(p, fresh))
+            levels = bundle.input_ciphertexts
+            fresh = {name: self.secret.encrypt(part, *levels[name]) for name, part in slots.items()}
+            Path(folder, f"request-{i}").write_bytes(dump_ciphertexts(p, fresh))
         return {"keygen_s": seconds}
 
     def answer(self, file: str) -> dict[str, Any]:
         """A server's answer to that client, decrypted."""
-        spec = self.model.bundle.output
-        ciphertext = load_ciphertext(Path(file).read_bytes(), self.secret.parameters, spec.level, spec.scale)
-        return {"logits": unpack(self.secret.decrypt(ciphertext), spec.packing).ravel().tolist()}
+        p, levels = self.secret.parameters, self.model.bundle.output_ciphertexts
+        parts = load_ciphertexts(Path(file).read_bytes(), p, levels)
+        return self._unpacked({name: self.secret.decrypt(part) for name, part in parts.items()})
+
+    def _unpacked(self, slots: dict[str, Any]) -> dict[str, Any]:
+        output = self.model.bundle.output
+        return {"logits": unpack(joined(slots, output), output.packing).ravel().tolist()}
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ from ckks.interpreter import run
 from ckks.modelfile import CompiledModel, save_model
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes
-from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
+from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
 from compiler.compile import compile_model
-from he_serve.packing import pack, unpack
+from he_serve.packing import joined, pack_inputs, unpack
 from keys import SecretKey
 
 ROWS = 3
@@ -104,7 +104,7 @@ def _ours(
     client: the process whose OpenFHE holds the key; None: SEAL holds it, here.
     """
     common.require_secure(parameters)
-    bundle, spec = model.bundle, model.bundle.input
+    bundle, levels = model.bundle, model.bundle.input_ciphertexts
     folder.mkdir()
     uploaded, expanded = folder / "keys", folder / "expanded"
     requests: list[bytes] = []
@@ -114,8 +114,9 @@ def _ours(
         dump_keys(uploaded, secret.evaluation_keys(bundle.key_needs()))
         keygen_s = perf_counter() - start
         for row in rows:
-            fresh = secret.encrypt(pack(row, spec.packing), spec.level, spec.scale)
-            requests.append(dump_ciphertext(parameters, fresh))
+            slots = pack_inputs({bundle.input.name: row}, bundle)
+            fresh = {name: secret.encrypt(part, *levels[name]) for name, part in slots.items()}
+            requests.append(dump_ciphertexts(parameters, fresh))
     else:
         answer = client.ask("client", parameters=parameters.to_json(), folder=str(folder))
         keygen_s = answer["keygen_s"]
@@ -129,17 +130,16 @@ def _ours(
 
     def evaluate(row: int) -> None:
         """From the bytes of a request to those of its answer, as a server's worker does."""
-        fresh = load_ciphertext(requests[row], parameters, spec.level, spec.scale)
-        result = run(model.circuit, {spec.name: fresh}, evaluator)[bundle.output.name]
-        answers[row] = dump_ciphertext(parameters, result)
+        fresh = load_ciphertexts(requests[row], parameters, levels)
+        answers[row] = dump_ciphertexts(parameters, run(model.circuit, fresh, evaluator))
 
     def logits(row: int) -> Logits:
         if client is not None:
             (folder / "answer").write_bytes(answers[row])
             return np.array(client.ask("answer", file=str(folder / "answer"))["logits"])
-        output = bundle.output
-        result = load_ciphertext(answers[row], parameters, output.level, output.scale)
-        return unpack(secret.decrypt(result), output.packing).ravel()
+        result = load_ciphertexts(answers[row], parameters, bundle.output_ciphertexts)
+        slots = joined({name: secret.decrypt(part) for name, part in result.items()}, bundle.output)
+        return unpack(slots, bundle.output.packing).ravel()
 
     more = {
         "key_bytes": uploaded.stat().st_size,
