@@ -275,7 +275,13 @@ def _row(
     errors: dict[str, float],
     memory: dict[str, int],
 ) -> common.Row:
-    ratios = [theirs / mine for mine, theirs in zip(ours.times, other.times, strict=False)]
+    # Round by round; a side that ran once is held against our median, not against one moment.
+    mine = (
+        ours.times
+        if len(other.times) == len(ours.times)
+        else [statistics.median(ours.times)] * len(other.times)
+    )
+    ratios = [theirs / m for m, theirs in zip(mine, other.times, strict=True)]
     return common.Row(
         name=case.name,
         parameters=ours.parameters,
