@@ -5,8 +5,11 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.stamp
 NATIVE := CMakeLists.txt $(wildcard ckks/kernels/*.cpp ckks/kernels/*.h)
 SUITES := $(patsubst bench/%.py,%,$(filter-out bench/__init__.py bench/gpu.py bench/_%.py,$(wildcard bench/*.py)))
+# A second environment on Python 3.10, the only one that OpenFHE's wheel works on: clients with its keys, its evaluator, the benchmarks.
+OPENFHE := build/openfhe-venv
+OPENFHE_VERSION := 1.6.1.0.22.4
 
-.PHONY: demo test check format bench bench-gpu sanitize serve clean install
+.PHONY: demo test check format bench bench-gpu openfhe sanitize serve clean install
 
 demo: install
 	$(BIN)/he-serve demo
@@ -27,6 +30,14 @@ format: install
 bench: install
 	mkdir -p results
 	set -e; for suite in $(SUITES); do $(BIN)/python -m bench.$$suite --json results/$$suite.json; done
+
+openfhe: $(OPENFHE)/installed.stamp
+
+$(OPENFHE)/installed.stamp: pyproject.toml $(NATIVE)
+	@test -x $(OPENFHE)/bin/python || test -n "$(HE_SERVE_PYTHON310)" || { echo "set HE_SERVE_PYTHON310 to a Python 3.10" >&2; exit 1; }
+	test -x $(OPENFHE)/bin/python || $(HE_SERVE_PYTHON310) -m venv $(OPENFHE)
+	$(OPENFHE)/bin/python -m pip install --quiet --editable '.[openfhe]' 'openfhe==$(OPENFHE_VERSION)' hypothesis pytest pytest-timeout
+	touch $@
 
 # The kernels under AddressSanitizer and UBSan: an environment of its own that borrows the packages of the usual one; run outside the
 # checkout, which would shadow the instrumented build.

@@ -19,9 +19,9 @@ from ckks.primes import ntt_primes
 from ckks.security import REQUIRED_BITS, security_bits
 
 NAME = "OpenFHE, through its Python wheel; own keys"
-VERSION = "1.6.1.0.22.4"
+VERSION = "1.6.1.0.22.4"  # as the Makefile installs it
 INTERPRETER = "HE_SERVE_PYTHON310"
-_VENV = common.ROOT / "build" / "openfhe-venv"
+_VENV = Path("build", "openfhe-venv")
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,24 @@ class OpenFheError(Exception):
     """The other process failed; the text says how."""
 
 
-class OpenFheSide:
-    """An OpenFHE process with a context for `setting`, and our parameters to go with it. Raises OpenFheError, UnfairComparisonError."""
+class Process:
+    """Another process that answers one JSON line with another."""
 
-    def __init__(self, process: subprocess.Popen[str], setting: Setting) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        found = self.ask("prepare", **vars(setting))
-        self.parameters = matching(setting, found["data_primes"], found["special_primes"])
-        self.log_qp = math.log2(math.prod(found["data_primes"] + found["special_primes"]))
 
     @staticmethod
     @contextmanager
-    def start(python: Path, setting: Setting, threads: int) -> Iterator[OpenFheSide]:
-        """Run one on `threads` threads until the block ends."""
-        command = [str(python), str(Path(__file__).with_name("_openfhe_side.py"))]
+    def start(python: Path, module: str, threads: int) -> Iterator[Process]:
+        """Run a module of this checkout on `threads` threads until the block ends."""
+        command = [str(python), "-m", module]
         # Threads that wait by spinning take the cores from whoever else runs: a rotation took 15 times as long on a busy machine.
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
-            yield OpenFheSide(process, setting)
+        pipe, root = subprocess.PIPE, common.ROOT
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root
+        ) as process:
+            yield Process(process)
 
     def ask(self, what: str, **details: Any) -> dict[str, Any]:
         """One request and its answer. Raises OpenFheError."""
@@ -66,11 +65,28 @@ class OpenFheSide:
             self._process.stdin.write(json.dumps({"do": what} | details) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise OpenFheError("the process with OpenFHE is gone") from None
+            raise OpenFheError("the other library's process is gone") from None
         answer = json.loads(self._process.stdout.readline() or '{"failed": "the process ended"}')
         if "failed" in answer:
-            raise OpenFheError(f"OpenFHE could not {what}: {answer['failed']}")
+            raise OpenFheError(f"the other library could not {what}: {answer['failed']}")
         return dict(answer)
+
+
+class OpenFheSide:
+    """An OpenFHE process with a context for `setting`, and our parameters to go with it. Raises OpenFheError, UnfairComparisonError."""
+
+    def __init__(self, process: Process, setting: Setting) -> None:
+        self.ask = process.ask
+        found = self.ask("prepare", **vars(setting))
+        self.parameters = matching(setting, found["data_primes"], found["special_primes"])
+        self.log_qp = math.log2(math.prod(found["data_primes"] + found["special_primes"]))
+
+    @staticmethod
+    @contextmanager
+    def start(python: Path, setting: Setting, threads: int) -> Iterator[OpenFheSide]:
+        """Run one on `threads` threads until the block ends."""
+        with Process.start(python, "bench._openfhe_side", threads) as process:
+            yield OpenFheSide(process, setting)
 
     def time(self, name: str, least_s: float, clock: Clock) -> float:
         """Mean seconds of a prepared operation over at least `least_s` seconds, by the other process's own clock of that kind."""
@@ -103,32 +119,14 @@ def matching(setting: Setting, data: list[int], special: list[int]) -> Parameter
 
 
 def find_python() -> Path | None:
-    """A Python with OpenFHE's wheel, installed beside the build on first use; None where no interpreter is named.
+    """A Python with OpenFHE's wheel and this checkout, made beside the build on first use; None where no interpreter is named.
 
-    Raises OpenFheError when the wheel cannot be installed.
+    Raises OpenFheError when it cannot be made.
     """
-    interpreter = os.environ.get(INTERPRETER)
-    if interpreter is None:
+    if INTERPRETER not in os.environ:
         return None
-    python = _VENV / "bin" / "python"
-    wanted = f"openfhe=={VERSION}"
-    check = f"import openfhe, importlib.metadata as m; assert m.version('openfhe') == '{VERSION}'"
-    if python.exists() and _run([str(python), "-c", check]) is None:
-        return python
-    for command in (
-        [interpreter, "-m", "venv", "--clear", str(_VENV)],
-        [str(python), "-m", "pip", "install", "--quiet", wanted, "numpy"],
-        [str(python), "-c", check],
-    ):
-        if failure := _run(command):
-            raise OpenFheError(f"cannot make an environment with {wanted} from {INTERPRETER}: {failure}")
-    return python
-
-
-def _run(command: list[str]) -> str | None:
-    """The last words of a command that failed, None after success."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
-    return None if done.returncode == 0 else (done.stderr.strip()[-500:] or f"exit status {done.returncode}")
+    command = ["make", "--silent", "openfhe", f"OPENFHE={_VENV}"]
+    done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OpenFheError(f"cannot make {_VENV.name} from {INTERPRETER}: {done.stderr.strip()[-500:]}")
+    return common.ROOT / _VENV / "bin" / "python"

@@ -1,19 +1,19 @@
 """OpenFHE's side, run by a Python that has its wheel: one JSON request a line on standard input, one JSON answer a line.
 
-Needs openfhe and numpy only, nothing of ours. CKKS, HYBRID key switching, FIXEDMANUAL rescaling, ternary secret, symmetric encryption.
+CKKS, HYBRID key switching, FIXEDMANUAL rescaling, ternary secret, symmetric encryption.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import openfhe
+
+from bench._serve import serve
 
 
 class Side:
@@ -231,19 +231,5 @@ def _holder(value, name):
     return None
 
 
-def main():
-    """Serve until standard input ends. OpenFHE's own prints go to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    side = Side()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(side, request.pop("do"))(**request)
-        except Exception as error:  # whatever it is, the other process tells it
-            answer = {"failed": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Side())

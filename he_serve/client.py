@@ -29,6 +29,7 @@ from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
 from he_serve.packing import in_requests, joined, pack_inputs, unpack
 from he_serve.prediction import Prediction, RawPrediction, check_plausible
+from keys.libraries import Library, secret_key_type
 
 Progress = Callable[[str, int, int], None]
 _MAX_JSON = 1 << 20
@@ -52,6 +53,7 @@ class Client:
     model: its name; may be left out where the server has only one. key_store: folder for keys that outlive this object; without one they
     live in memory and are revoked at the end. passphrase: protects the secret-key files there (None: plain files of mode 0600).
     pin: the bundle digest (SHA-256) to insist on; without one, the first bundle seen is remembered in key_store and insisted on.
+    library: whose keys to use; "openfhe" needs Python 3.10 and a model compiled for it (docs/openfhe.md).
     progress(phase, done, all): called while keys are made and uploaded. timeout: seconds to wait for an answer.
     Methods raise InputError for what the caller brought, RemoteError for what the server did.
     """
@@ -64,9 +66,11 @@ class Client:
         key_store: Path | str | None = None,
         passphrase: str | None = None,
         pin: str | None = None,
+        library: Library = "seal",
         progress: Progress | None = None,
         timeout: float = 600.0,
     ) -> None:
+        secret_key_type(library)  # refused now rather than when older keys have been revoked
         self.url = url.rstrip("/")
         self._model, self._pin, self._progress = model, pin, progress or (lambda phase, done, total: None)
         try:
@@ -86,7 +90,7 @@ class Client:
         )
         self._temporary = tempfile.TemporaryDirectory(prefix="he-serve-") if key_store is None else None
         folder = Path(self._temporary.name) if self._temporary is not None else Path(key_store or "")
-        self._keys = KeyFolder(folder, passphrase, secrets_on_disk=self._temporary is None)
+        self._keys = KeyFolder(folder, passphrase, self._temporary is None, library)
         self._bundle: Bundle | None = None
         self._ready_id: str | None = None
         self.setup = KeySetup()

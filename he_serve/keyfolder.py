@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckks.bundle import Bundle
 from ckks.errors import KeyFileError
-from keys.seal import SecretKey
+from keys.libraries import AnySecretKey, Library, secret_key_type
 from keys.storage import load_secret_key, save_secret_key
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -59,11 +59,17 @@ class LocalKey:
 
 
 class KeyFolder:
-    """passphrase: protects secret-key files; None: plain files of mode 0600. secrets_on_disk False: secret keys stay in memory."""
+    """passphrase: protects secret-key files; None: plain files of mode 0600. secrets_on_disk False: secret keys stay in memory.
 
-    def __init__(self, path: Path, passphrase: str | None, secrets_on_disk: bool = True) -> None:
+    library: which holds the keys; the files are the same for all.
+    """
+
+    def __init__(
+        self, path: Path, passphrase: str | None, secrets_on_disk: bool = True, library: Library = "seal"
+    ) -> None:
         self.path, self._passphrase, self._on_disk = path, passphrase, secrets_on_disk
-        self._memory: dict[str, SecretKey] = {}
+        self._library: Library = library
+        self._memory: dict[str, AnySecretKey] = {}
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             index = path / "index.json"
@@ -90,11 +96,11 @@ class KeyFolder:
         """The evaluation-key file of one model version, until a server has it."""
         return self.secret_path(bundle).with_suffix(".evaluation")
 
-    def secret_key(self, bundle: Bundle) -> SecretKey | None:
+    def secret_key(self, bundle: Bundle) -> AnySecretKey | None:
         """The secret key of one model version, if there is one. Raises KeyFileError."""
         path = self.secret_path(bundle)
         if path.name not in self._memory and self._on_disk and path.exists():
-            key = load_secret_key(path, self._passphrase)
+            key = load_secret_key(path, self._passphrase, self._library)
             if key.parameters != bundle.checked_parameters():
                 raise KeyFileError(
                     f"{path} has other parameters than {bundle.name}; move it away and make new keys"
@@ -102,9 +108,9 @@ class KeyFolder:
             self._memory[path.name] = key
         return self._memory.get(path.name)
 
-    def new_secret_key(self, bundle: Bundle) -> SecretKey:
+    def new_secret_key(self, bundle: Bundle) -> AnySecretKey:
         """Generate and keep a secret key for one model version, in place of an older one. Raises KeyFileError."""
-        key = SecretKey.generate(bundle.checked_parameters())
+        key = secret_key_type(self._library).generate(bundle.checked_parameters())
         path = self.secret_path(bundle)
         # What servers and the upload file hold belongs to the older key.
         self.index.uploaded = [u for u in self.index.uploaded if u.bundle_digest != bundle.digest]

@@ -1,16 +1,12 @@
 """The secret side over Microsoft SEAL: SEAL draws every random value under the secret.
 
-What is added to SEAL here is deterministic linear algebra. A key-switching key s' -> s is SEAL's symmetric
-encryption of zero over all primes plus the gadget term P*g_j*s' (hybrid key switching: Han and Ki 2020,
-section 3). Every uniform half a is replaced by a' = expand(seed) and b by b + (a - a')*s: the phase, hence
-SEAL's error, stays the same. SEAL's files pass through anonymous memory only.
+What is added to it is deterministic linear algebra (keys/switching.py). SEAL's files pass through anonymous memory only.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, NoReturn
 
@@ -21,21 +17,11 @@ import tenseal.sealapi as sealapi
 from ckks.backends import make_backend
 from ckks.errors import EvaluationError, KeyFileError
 from ckks.parameters import Parameters
-from ckks.seeds import SEED_BYTES, expand
-from ckks.types import (
-    Ciphertext,
-    KeyNeeds,
-    Residues,
-    SeededCiphertext,
-    SeededKey,
-    SeededKeys,
-    SeededPublicKey,
-    Slots,
-)
+from ckks.seeds import expand
+from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKeys, SeededPublicKey, Slots
 from keys import seal_bytes
+from keys.switching import Progress, Switching, check_ciphertext, does_not_fit, each_member, full_slots
 
-Progress = Callable[[int, int], None]
-Rows = tuple[int, ...]
 _MAX_OVERHEAD = 4096  # bytes of a SEAL object beside its residues
 
 
@@ -58,18 +44,19 @@ class SecretKey:
         self._parms_ids = _parms_ids(self._context, parameters)
         moduli = np.array(parameters.moduli, dtype=np.uint64)[:, None]
         residues = np.where(coefficients < 0, moduli - np.uint64(1), np.abs(coefficients).astype(np.uint64))
-        self._rows: Rows = tuple(range(len(parameters.moduli)))
-        self._ntt = self._backend.forward(residues, self._rows)
+        rows = tuple(range(len(parameters.moduli)))
+        self._ntt = self._backend.forward(residues, rows)
         seal_key = sealapi.SecretKey()
         self._version = _seal_version(self._context)
         _load(
             seal_key,
             self._context,
-            seal_bytes.write_secret_key(self._ntt, self._parms_ids[len(self._rows)], self._version),
+            seal_bytes.write_secret_key(self._ntt, self._parms_ids[len(rows)], self._version),
         )
         self._encryptor = sealapi.Encryptor(self._context, seal_key)
         self._decryptor = sealapi.Decryptor(self._context, seal_key)
         self._encoder = sealapi.CKKSEncoder(self._context)
+        self._switching = Switching(self._backend, self._ntt, self._zero)
 
     @staticmethod
     def generate(parameters: Parameters) -> SecretKey:
@@ -99,18 +86,16 @@ class SecretKey:
 
         Symmetric, error std 3.2, no modulus switching. Raises EvaluationError for values that do not fit.
         """
-        seed = secrets.token_bytes(SEED_BYTES)
-        if values.ndim == 2 and len(values):
-            b = np.stack([self._encrypted(row, level, scale, seed, i) for i, row in enumerate(values)])
-        else:
-            b = self._encrypted(values, level, scale, seed, 0)
-        return SeededCiphertext(b, seed, level, float(scale))
+        return self._switching.ciphertext(
+            lambda row: self._encrypted(row, level, scale), values, level, scale
+        )
 
-    def _encrypted(self, values: Slots, level: int, scale: float, seed: bytes, digit: int) -> Residues:
+    def _encrypted(self, values: Slots, level: int, scale: float) -> Residues:
+        """SEAL's symmetric encryption, uint64 [2][level+1][N]."""
         p, encrypted = self.parameters, sealapi.Ciphertext()
         plain = _encode(self._encoder, p, self._parms_ids, values, level, scale)
         self._encryptor.encrypt_symmetric(plain, encrypted)
-        return self._reseed(encrypted, seed, digit, p.data_rows(level))
+        return _residues(encrypted, level + 1, p.degree)
 
     def decrypt(self, ciphertext: Ciphertext) -> Slots:
         """The slots of a ciphertext of two or three polynomials, at any level: float64 [N/2], real parts; of a stack [members][N/2].
@@ -119,17 +104,9 @@ class SecretKey:
         Micciancio 2021). Raises EvaluationError for a ciphertext that does not fit the parameters.
         """
         p, polys = self.parameters, ciphertext.polys
-        _check_level(p, ciphertext.level)
-        if polys.ndim == 4:
-            members = (Ciphertext(x, ciphertext.level, ciphertext.scale) for x in polys)
-            return np.stack([self.decrypt(x) for x in members])
-        shapes = [(count, ciphertext.level + 1, p.degree) for count in (2, 3)]
-        if polys.shape not in shapes or polys.dtype != np.uint64:
-            raise EvaluationError(
-                f"a ciphertext at level {ciphertext.level} cannot be {polys.dtype} of shape {polys.shape}"
-            )
-        if not 0.0 < ciphertext.scale < float("inf"):
-            raise EvaluationError("the scale must be finite and positive")
+        if polys.ndim == 4 and len(polys):
+            return each_member(ciphertext, self.decrypt)
+        check_ciphertext(p, polys, ciphertext.level, ciphertext.scale)
         # SEAL refuses to decode at a scale above the modulus; at scale 1 it never does, and we divide.
         encrypted, plain = sealapi.Ciphertext(), sealapi.Plaintext()
         data = seal_bytes.write_ciphertext(polys, self._parms_ids[ciphertext.level + 1], 1.0, self._version)
@@ -143,66 +120,21 @@ class SecretKey:
         return np.array(self._encoder.decode_double(plain), dtype=np.float64) / ciphertext.scale
 
     def public_key(self) -> SeededPublicKey:
-        """SEAL's symmetric encryption of zero over all rows, reseeded: what `PublicKey` encrypts with, anywhere."""
-        zero, seed = sealapi.Ciphertext(), secrets.token_bytes(SEED_BYTES)
-        self._encryptor.encrypt_zero_symmetric(self._parms_ids[len(self._rows)], zero)
-        return SeededPublicKey(self.parameters, self._reseed(zero, seed, 0, self._rows), seed)
+        """What `PublicKey` encrypts with, anywhere."""
+        return self._switching.public_key()
 
     def evaluation_keys(self, needs: KeyNeeds, progress: Progress | None = None) -> SeededKeys:
         """Exactly the needed keys, each over the rows of its level; progress(done, all) follows each key.
 
         Raises EvaluationError for a level or rotation that these parameters do not have.
         """
-        p = self.parameters
-        for level in [
-            *needs.rotations.values(),
-            *([] if needs.relinearisation is None else [needs.relinearisation]),
-        ]:
-            _check_level(p, level)
-        if any(not 0 < steps < p.slots for steps in needs.rotations):
-            raise EvaluationError(f"rotation steps must be 1..{p.slots - 1}")
-        total, done = len(needs.rotations) + (needs.relinearisation is not None), 0
-        relinearisation: SeededKey | None = None
-        galois: dict[int, SeededKey] = {}
-        if needs.relinearisation is not None:
-            rows = p.data_rows(needs.relinearisation)
-            s = self._ntt[: len(rows)]
-            relinearisation = self._key_switch_key(self._backend.multiply(s, s, rows), needs.relinearisation)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        for steps, level in needs.rotations.items():
-            element = p.galois_element(steps)
-            galois[element] = self._key_switch_key(
-                self._backend.automorphism(self._ntt[: level + 1], element), level
-            )
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        return SeededKeys(p, relinearisation, galois)
+        return self._switching.evaluation_keys(needs, progress)
 
-    def _key_switch_key(self, source: Residues, level: int) -> SeededKey:
-        """The key s' -> s good up to `level`; `source` is s' over the data rows, NTT domain."""
-        p, seed = self.parameters, secrets.token_bytes(SEED_BYTES)
-        rows, data_rows = p.extended_rows(level), p.data_rows(level)
-        special = np.array([p.special_product % p.moduli[i] for i in data_rows], dtype=np.uint64)
-        gadget = self._backend.multiply_scalars(source, special, data_rows)
-        digits = []
-        for j, (start, stop) in enumerate(p.digits(level)):
-            zero = sealapi.Ciphertext()
-            self._encryptor.encrypt_zero_symmetric(self._parms_ids[len(self._rows)], zero)
-            b = self._reseed(zero, seed, j, rows)
-            b[start:stop] = self._backend.add(b[start:stop], gadget[start:stop], data_rows[start:stop])
-            digits.append(b)
-        return SeededKey(np.stack(digits), seed, level)
-
-    def _reseed(self, encrypted: Any, seed: bytes, digit: int, rows: Rows) -> Residues:
-        """SEAL's fresh (b, a), cut to `rows`, as b + (a - a')*s with a' = expand(seed, digit)."""
-        members = _dump(encrypted, 16 * len(self._rows) * self.parameters.degree).members
-        polys, _, _ = seal_bytes.read_ciphertext(members)
-        b, a = np.take(polys, rows, axis=1)
-        difference = self._backend.subtract(a, expand(self.parameters, seed, digit, rows), rows)
-        return self._backend.add(b, self._backend.multiply(difference, self._ntt[list(rows)], rows), rows)
+    def _zero(self) -> Residues:
+        """SEAL's symmetric encryption of zero over all rows."""
+        rows, zero = len(self.parameters.moduli), sealapi.Ciphertext()
+        self._encryptor.encrypt_zero_symmetric(self._parms_ids[rows], zero)
+        return _residues(zero, rows, self.parameters.degree)
 
 
 class PublicKey:
@@ -236,34 +168,26 @@ class PublicKey:
         p, encrypted = self.parameters, sealapi.Ciphertext()
         plain = _encode(self._encoder, p, self._parms_ids, values, level, scale)
         self._encryptor.encrypt(plain, encrypted)
-        polys, _, _ = seal_bytes.read_ciphertext(_dump(encrypted, 16 * (level + 1) * p.degree).members)
+        polys = _residues(encrypted, level + 1, p.degree)
         return Ciphertext(polys.astype(np.uint64), level, float(scale))
 
 
-def _check_level(p: Parameters, level: int) -> None:
-    if not 0 <= level <= p.max_level:
-        raise EvaluationError(f"level {level} does not exist; these parameters have levels 0..{p.max_level}")
+def _residues(encrypted: Any, rows: int, degree: int) -> Residues:
+    """The two polynomials of a SEAL ciphertext, uint64 [2][row][N]."""
+    polys, _, _ = seal_bytes.read_ciphertext(_dump(encrypted, 16 * rows * degree).members)
+    return polys
 
 
 def _encode(
     encoder: Any, p: Parameters, parms_ids: dict[int, list[int]], values: Slots, level: int, scale: float
 ) -> Any:
     """A SEAL plaintext of float64 [k], repeated to fill the slots. Raises EvaluationError; its text holds no value."""
-    _check_level(p, level)
-    if values.ndim != 1 or values.size == 0 or p.slots % values.size:
-        raise EvaluationError(
-            f"the number of values must be a power of two up to {p.slots}, got shape {values.shape}"
-        )
-    if not np.isfinite(values).all() or not 0.0 < scale < float("inf"):
-        raise EvaluationError("values and scale must be finite, and the scale positive")
-    slots = np.tile(np.asarray(values, dtype=np.float64), p.slots // values.size)
+    slots = full_slots(p, values, level, scale)
     plain = sealapi.Plaintext()
     try:
         encoder.encode(slots.tolist(), parms_ids[level + 1], float(scale), plain)
     except ValueError:
-        raise EvaluationError(
-            f"the values do not fit at level {level} and scale {scale:.6g}; lower the scale"
-        ) from None
+        raise does_not_fit(level, scale) from None
     return plain
 
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckks.errors import HeError, KeyFileError
 from ckks.parameters import Parameters
-from keys.seal import SecretKey
+from keys.libraries import AnySecretKey, Library, secret_key_type
 
 _MAGIC = b"he-serve secret\n"
 _MAX_FILE_BYTES = 1 << 20  # 2^16 coefficients and a header of at most 64 primes stay far below
@@ -46,7 +46,7 @@ class _Header(BaseModel):
 
 
 def save_secret_key(
-    path: str | os.PathLike[str], secret_key: SecretKey, passphrase: str | None, *, plain: bool = False
+    path: str | os.PathLike[str], secret_key: AnySecretKey, passphrase: str | None, *, plain: bool = False
 ) -> None:
     """Write a new file of mode 0600; an existing file is never replaced, a partial one never left.
 
@@ -84,10 +84,13 @@ def save_secret_key(
         temporary.unlink()
 
 
-def load_secret_key(path: str | os.PathLike[str], passphrase: str | None) -> SecretKey:
-    """The secret key in a file of `save_secret_key`; passphrase None for a plain file.
+def load_secret_key(
+    path: str | os.PathLike[str], passphrase: str | None, library: Library = "seal"
+) -> AnySecretKey:
+    """The secret key in a file of `save_secret_key`, held by `library`; passphrase None for a plain file.
 
-    Raises KeyFileError for a wrong passphrase, a damaged file, or a plain file that others may read.
+    Raises KeyFileError for a wrong passphrase, a damaged file, or a plain file that others may read; ParameterError for parameters
+    that the library cannot have, InputError where it is not installed.
     """
     source = Path(path)
     data, mode = _read(source)
@@ -121,7 +124,9 @@ def load_secret_key(path: str | os.PathLike[str], passphrase: str | None) -> Sec
         parameters = Parameters.from_json(header.parameters)
     except HeError as error:
         raise KeyFileError(f"key file {source} has unusable parameters: {error}") from None
-    return SecretKey(parameters, np.frombuffer(secret, dtype=np.int8), header.key_id, header.created)
+    return secret_key_type(library)(
+        parameters, np.frombuffer(secret, dtype=np.int8), header.key_id, header.created
+    )
 
 
 def _derive(passphrase: str, salt: bytes) -> bytes:

@@ -143,10 +143,18 @@ def test_inspect_for_people(hem: Path) -> None:
         (("try", DIGITS, "--input", SAMPLES, "--device", "gpu"), "pip install 'he-serve[gpu]'"),
         (("predict", "no-such.png", "--plain"), "no such file"),
         (("demo", "no-such.png"), "no such file"),
+        (("predict", DIGITS.parent / "samples" / "digits.npz", "--plain", "--library", "abacus"), "abacus"),
     ],
 )
 def test_bad_input_is_exit_code_2(args: tuple[object, ...], text: str) -> None:
     refused(he_serve(*args), 2, text)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="OpenFHE may be installed")
+def test_a_library_that_is_not_installed_is_named_before_anything_happens(tmp_path: Path) -> None:
+    done = he_serve("keys", "new", "--plain", "--library", "openfhe", "--key-store", tmp_path / "keys")
+    refused(done, 2, "Python 3.10")
+    assert not (tmp_path / "keys").exists()
 
 
 def test_usage_errors_are_exit_code_2() -> None:

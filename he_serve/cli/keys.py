@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,9 @@ Url = Annotated[str, typer.Option(help="The server.")]
 Model = Annotated[str | None, typer.Option(help="The model; may be left out where the server has only one.")]
 Store = Annotated[Path, typer.Option("--key-store", help="Folder of key files.", envvar="HE_SERVE_KEYS")]
 Plain = Annotated[bool, typer.Option("--plain", help="Secret-key files without a passphrase, mode 0600.")]
+KeyLibrary = Annotated[
+    str, typer.Option("--library", metavar="seal|openfhe", help="Whose keys; OpenFHE's need Python 3.10.")
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_STORE = Path(typer.get_app_dir("he-serve"))
 
@@ -38,16 +41,26 @@ def passphrase(plain: bool) -> str | None:
     return given
 
 
+def read_library(text: str) -> Literal["seal", "openfhe"]:
+    """The value of --library. Raises InputError."""
+    if text == "openfhe":
+        return "openfhe"
+    if text == "seal":
+        return "seal"
+    raise InputError(f"--library {text}: keys come from `seal` or `openfhe`")
+
+
 @app.command()
 def new(
     url: Url = DEFAULT_URL,
     model: Model = None,
     key_store: Store = DEFAULT_STORE,
     plain: Plain = False,
+    library: KeyLibrary = "seal",
     as_json: Json = False,
 ) -> None:
     """Accept the model's present bundle, make new keys for it (older ones are deleted), and upload the evaluation keys."""
-    _renew(url, model, key_store, plain, as_json, pinned=False)
+    _renew(url, model, key_store, plain, library, as_json, pinned=False)
 
 
 @app.command()
@@ -56,19 +69,27 @@ def rotate(
     model: Model = None,
     key_store: Store = DEFAULT_STORE,
     plain: Plain = False,
+    library: KeyLibrary = "seal",
     as_json: Json = False,
 ) -> None:
     """Replace the keys of a model by new ones; the server forgets the old. Unlike new, refuses a bundle that has changed."""
-    _renew(url, model, key_store, plain, as_json, pinned=True)
+    _renew(url, model, key_store, plain, library, as_json, pinned=True)
 
 
-def _renew(url: str, model: str | None, key_store: Path, plain: bool, as_json: bool, *, pinned: bool) -> None:
+def _renew(
+    url: str, model: str | None, key_store: Path, plain: bool, library: str, as_json: bool, *, pinned: bool
+) -> None:
     from he_serve.client import Client
 
     with (
         progress() as report,
         Client(
-            url, model=model, key_store=key_store, passphrase=passphrase(plain), progress=report
+            url,
+            model=model,
+            key_store=key_store,
+            passphrase=passphrase(plain),
+            library=read_library(library),
+            progress=report,
         ) as client,
     ):
         if pinned:

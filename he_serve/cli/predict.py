@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from he_serve.cli.keys import DEFAULT_STORE, DEFAULT_URL, Model, Plain, Store, Url, passphrase
+from he_serve.cli.keys import (
+    DEFAULT_STORE,
+    DEFAULT_URL,
+    KeyLibrary,
+    Model,
+    Plain,
+    Store,
+    Url,
+    passphrase,
+    read_library,
+)
 from he_serve.cli.output import Json, console, emit, progress
 
 
@@ -28,6 +38,7 @@ def predict(
     model: Model = None,
     key_store: Store = DEFAULT_STORE,
     plain: Plain = False,
+    library: KeyLibrary = "seal",
     as_json: Json = False,
 ) -> None:
     """Have a picture (or rows of numbers) classified without showing it to the server.
@@ -41,7 +52,12 @@ def predict(
     with (
         progress() as report,
         Client(
-            url, model=model, key_store=key_store, passphrase=passphrase(plain), progress=report
+            url,
+            model=model,
+            key_store=key_store,
+            passphrase=passphrase(plain),
+            library=read_library(library),
+            progress=report,
         ) as client,
     ):
         predictions = client.predict_many(inputs)

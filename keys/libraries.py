@@ -1,0 +1,27 @@
+"""Which library holds a secret key in memory and draws what is random under it. Key files and the wire do not depend on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ckks.errors import InputError
+from keys import seal
+
+if TYPE_CHECKING:
+    from keys import openfhe
+
+Library = Literal["seal", "openfhe"]
+AnySecretKey: TypeAlias = "seal.SecretKey | openfhe.SecretKey"
+
+
+def secret_key_type(library: Library) -> type[seal.SecretKey] | type[openfhe.SecretKey]:
+    """The class of secret keys of a library. Raises InputError where it is not installed."""
+    if library == "seal":
+        return seal.SecretKey
+    try:
+        from keys import openfhe
+    except ImportError:
+        raise InputError(
+            "keys of OpenFHE need Python 3.10 and its package: pip install he-serve[openfhe]"
+        ) from None
+    return openfhe.SecretKey
