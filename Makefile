@@ -50,7 +50,8 @@ sanitize: install
 	    --config-settings=cmake.define.SANITIZE=ON --config-settings=build-dir=build/sanitized-tree .
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-	    bin/python -m pytest -q --rootdir=$(CURDIR) -p no:cacheprovider $(CURDIR)/tests/test_backends.py $(CURDIR)/tests/test_backends_matrix.py -k "$(SMALL_SETS)"
+	    bin/python -m pytest -q --rootdir=$(CURDIR) -p no:cacheprovider $(CURDIR)/tests/test_backends.py $(CURDIR)/tests/test_backends_calls.py \
+	    $(CURDIR)/tests/test_backends_matrix.py $(CURDIR)/tests/test_kernel_bounds.py -k "$(SMALL_SETS)"
 SMALL_SETS := not large_ring and not triples and not quadruples and not nine_products and not 50_bits and not 40_and_60 and not widest
 
 # Measures the GPU backend where there is a GPU, and predicts it elsewhere.

@@ -7,13 +7,14 @@ plaintext encoded once, in advance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ckks.circuit import Circuit, Hops, Op, Weights
+from ckks.errors import EvaluationError
 from ckks.parameters import Parameters
 
 
@@ -127,6 +128,12 @@ class OpenFheEvaluator:
             else:
                 c.EvalAddInPlace(total, summed)
         return self._value(c.KeySwitchDown(total), a.level, a.scale * weight_scale)
+
+    def matrix(
+        self, stacks: Sequence[OpenFheValue], weight: str, weight_scale: float, members: int, products: int
+    ) -> OpenFheValue:
+        """Not here: circuits of the throughput layout have no rotations, which is what this evaluator is a measure of."""
+        raise EvaluationError("OpenFHE's evaluator runs circuits of the latency layout only")
 
     @staticmethod
     def _value(ciphertext: Any, level: int, scale: float) -> OpenFheValue:
