@@ -25,16 +25,15 @@ from ckks.expanded import expand_keys, map_keys
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel
 from ckks.types import Slots
-from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
+from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
 from compiler.compile import compile_model
-from he_serve.packing import pack, unpack
+from he_serve.packing import pack_inputs, unpack
 from he_serve.plaintext import run_onnx
 from he_serve.trial import twin
 from keys import SecretKey
 from models import data, lesions
 
 IMAGES, CALIBRATION = 1000, 256
-CHUNK = 50  # rows of the twin at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +74,7 @@ def measure(name: str, threads: int, say: Callable[[str], None]) -> dict[str, An
     model = compile_model(onnx, calibration=pictures.calibration, name=name)
     encrypted = encrypted_logits(model, pictures.x, threads, say)
     say("the same in the clear")
-    parts = range(0, len(pictures.x), CHUNK)
-    clear = np.concatenate([twin(model, list(pictures.x[i : i + CHUNK])) for i in parts])
+    clear = twin(model, [{model.bundle.input.name: x} for x in pictures.x])
     original = run_onnx(onnx, pictures.x)
     p, promised = model.bundle.checked_parameters(), model.bundle.promised_error
     common.require_secure(p)
@@ -107,7 +105,7 @@ def encrypted_logits(
 ) -> Slots:
     """Logits of every row through keys, encryption, wire format, engine and decryption, float64 [rows][classes]."""
     bundle, p = model.bundle, model.bundle.checked_parameters()
-    spec, output = bundle.input, bundle.output
+    sent, output = bundle.input_ciphertexts, bundle.output
     say("making keys")
     secret = SecretKey.generate(p)
     weights = EncodedWeights(make_backend(p, "cpu", threads), model.weights)
@@ -118,10 +116,10 @@ def encrypted_logits(
         expand_keys(uploaded, expanded, p, bundle.key_needs())
         evaluator = CkksEvaluator(weights.backend, map_keys(expanded, p), weights)
         for i, row in enumerate(rows):
-            request = dump_ciphertext(p, secret.encrypt(pack(row, spec.packing), spec.level, spec.scale))
-            ciphertext = load_ciphertext(request, p, spec.level, spec.scale)
-            answer = run(model.circuit, {spec.name: ciphertext}, evaluator)[output.name]
-            found.append(unpack(secret.decrypt(answer), output.packing).reshape(-1))
+            packed = pack_inputs({bundle.input.name: row}, bundle)
+            request = dump_ciphertexts(p, {k: secret.encrypt(slots, *sent[k]) for k, slots in packed.items()})
+            answers = run(model.circuit, load_ciphertexts(request, p, sent), evaluator)
+            found.append(unpack(secret.decrypt(answers[output.name]), output.packing).reshape(-1))
             say(f"{i + 1} of {len(rows)} pictures")
     return np.array(found)
 
