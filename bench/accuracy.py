@@ -82,6 +82,8 @@ def measure(name: str, threads: int, say: Callable[[str], None]) -> dict[str, An
     common.require_precise(f"{name} against its twin", error, promised)
     classes = {"encrypted": encrypted.argmax(1), "twin": clear.argmax(1), "original": original.argmax(1)}
     ordered = np.sort(clear, axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    differs = classes["encrypted"] != classes["twin"]
     held = slice(0, pictures.held_out)
     return {
         "name": name,
@@ -96,7 +98,8 @@ def measure(name: str, threads: int, say: Callable[[str], None]) -> dict[str, An
         "worst_error": error,
         "predicted_error": model.report["predicted_error"],
         "promised_error": promised,
-        "smallest_margin": float((ordered[:, -1] - ordered[:, -2]).min()),
+        "smallest_margin": float(margins.min()),
+        "widest_margin_that_turned": float(margins[differs].max(initial=0.0)),
     }
 
 
@@ -140,7 +143,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Run the suite; 1 if an encrypted class differs from its twin's, or a result is further off than promised."""
+    """Run the suite; 1 if encryption loses a correct answer on balance, or turns one by more than its promise."""
     assert __doc__ is not None
     arguments = common.parse(__doc__, "bench.accuracy")
     try:
@@ -153,7 +156,9 @@ def main() -> int:
     report = {"machine": common.machine(), "commit": common.commit(), "rows": rows}
     common.write_report(arguments.json, report)
     _print(rows)
-    return int(any(r["same_class_as_twin"] < r["images"] for r in rows))
+    lost = (r["correct"]["encrypted"] < r["correct"]["twin"] for r in rows)
+    turned = (r["widest_margin_that_turned"] > 2 * r["promised_error"] for r in rows)
+    return int(any(lost) or any(turned))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def test_digits_agree_and_a_differing_class_is_a_no(tmp_path: Path, monkeypatch:
     assert 0 < row["worst_error"] <= row["predicted_error"] < row["promised_error"]
     assert set(row["correct"]) == {"encrypted", "twin", "original"}
 
-    monkeypatch.setattr(accuracy, "twin", lambda model, rows: -np.ones((len(rows), 10)) * np.arange(10))
+    monkeypatch.setattr(
+        accuracy, "twin", lambda model, rows: -np.ones((len(rows), 10)) * np.arange(10)
+    )  # says 0
     monkeypatch.setattr(accuracy.common, "require_precise", lambda *_: None)
     assert accuracy.main() == 1
 
