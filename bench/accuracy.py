@@ -53,7 +53,9 @@ def digits() -> Pictures:
     x = np.concatenate([found.test_images, found.train_images[CALIBRATION:]])[:IMAGES]
     y = np.concatenate([found.test_labels, found.train_labels[CALIBRATION:]])[:IMAGES]
     about = f"scikit-learn digits: {len(found.test_images)} test pictures, the rest training pictures"
-    return Pictures(found.train_images[:CALIBRATION] / 255.0, x / 255.0, y, len(found.test_images), about)
+    return Pictures(
+        found.train_images[:CALIBRATION] / 255.0, x / 255.0, y, min(len(found.test_images), IMAGES), about
+    )
 
 
 def lesion() -> Pictures:
