@@ -74,7 +74,7 @@ def rehearse(
         runs = []
         for done in range(REPEATS + 1):
             watch = Stopwatch()
-            run(circuit, inputs, evaluator, watch.step)
+            run(circuit, dict(inputs), evaluator, watch.step)
             watch.stop()
             runs.append(watch.layers)
             if progress is not None:
