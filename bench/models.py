@@ -35,10 +35,12 @@ from bench._orion import peak_rss
 from ckks.bundle import Bundle
 from ckks.errors import HeError
 from ckks.expanded import expand_keys, map_keys
+from ckks.machine import predict_layers
 from ckks.modelfile import CompiledModel, save_model
 from ckks.security import max_log_qp
 from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
 from compiler.compile import compile_model
+from he_serve.machine import find_machine
 from he_serve.packing import pack, unpack
 from he_serve.worker import evaluate, load_models
 from keys import SecretKey
@@ -230,6 +232,8 @@ def measure(case: Case, keys: str, threads: int, pairs: int, say: Callable[[str]
     largest = float(np.abs(plain).max())
     error, other_error = (float(np.abs(x - plain).max()) for x in (found, theirs))
     parameters = ours.model.bundle.checked_parameters()
+    model = ours.model
+    predicted = predict_layers(find_machine().costs(threads), parameters, model.circuit, model.weights)
     common.require_secure(parameters)
     common.require_precise(case.name, error, ours.model.bundle.promised_error)
     return common.Row(
@@ -267,7 +271,8 @@ def measure(case: Case, keys: str, threads: int, pairs: int, say: Callable[[str]
             "other_compile_s": about["compile_s"],
             "ours_keygen_s": ours.keygen_s,
             "other_keygen_s": about["keygen_s"],
-            "predicted_s": ours.model.report["predicted_seconds"],
+            "predicted_s": sum(predicted.values()),
+            "predicted_error": ours.model.report["predicted_error"],
             "operations": ours.model.report["operations"],
         },
     )
@@ -321,7 +326,8 @@ def _print(rows: list[common.Row], threads: int) -> None:
     time, size = common.seconds, common.size
     lines = [
         [
-            r.name, time(r.ours_s), f"{r.more['ours_relative_error']:.1e}", time(r.other_s), f"{r.more['other_relative_error']:.1e}",
+            r.name, time(r.ours_s), time(r.more["predicted_s"]), f"{r.more['ours_relative_error']:.1e}",
+            time(r.other_s), f"{r.more['other_relative_error']:.1e}",
             f"{r.ratio:.1f} ({r.ratio_min:.1f}..{r.ratio_max:.1f})", "" if r.target is None else f"{r.target:.0f}",
             size(r.more["ours_key_bytes"]), size(r.more["other_key_bytes"]),
             size(r.more["ours_peak_rss_bytes"]), size(r.more["other_peak_rss_bytes"]),
@@ -329,7 +335,7 @@ def _print(rows: list[common.Row], threads: int) -> None:
         for r in rows
     ]  # fmt: skip
     columns = [
-        "network", "ours", "error", "orion", "error", "faster", "target", "our keys", "orion's", "our memory", "orion's",
+        "network", "ours", "predicted", "error", "orion", "error", "faster", "target", "our keys", "orion's", "our memory", "orion's",
     ]  # fmt: skip
     common.print_table(
         f"One picture, {threads} threads; errors relative to the largest logit", columns, lines

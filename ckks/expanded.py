@@ -14,7 +14,7 @@ from ckks.errors import FormatError
 from ckks.mapped import map_arrays, write_arrays
 from ckks.packed import Bytes, Packed, pack, packed_bytes
 from ckks.parameters import Parameters
-from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey
+from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey, Residues
 from ckks.wire import KeyFile, key_names
 
 _KIND = "expanded keys 3"
@@ -29,15 +29,27 @@ def expand_keys(
 ) -> None:
     """Check an uploaded key file completely and write its expanded form. Raises FormatError; `target` then holds nothing of use."""
     uploaded = KeyFile(source, parameters, needs)
-    shapes = {f"{name} {level}": _shape(parameters, level) for name, level in uploaded.names.items()}
     done = itertools.count(1)
+
+    def read(name: str, level: int) -> Residues:
+        key = uploaded.read(name)
+        if progress is not None:
+            progress(next(done), len(uploaded.names))
+        return key
+
+    write_keys(target, parameters, needs, read)
+
+
+def write_keys(
+    target: Path, parameters: Parameters, needs: KeyNeeds, read: Callable[[str, int], Residues]
+) -> None:
+    """Write the expanded form of keys; read(name, level) gives each as uint64 [digit][2][row][N]."""
+    names = key_names(parameters, needs)
+    shapes = {f"{name} {level}": _shape(parameters, level) for name, level in names.items()}
 
     def make(name_and_level: str) -> Iterator[Bytes]:
         name, level = name_and_level.split()
-        key = uploaded.read(name)
-        if progress is not None:
-            progress(next(done), len(shapes))
-        yield pack(key, _moduli(parameters, int(level))).data
+        yield pack(read(name, int(level)), _moduli(parameters, int(level))).data
 
     write_arrays(target, {"kind": _KIND, "parameters": parameters.digest}, shapes, make)
 

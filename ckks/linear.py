@@ -13,7 +13,7 @@ from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
 from ckks.types import Ciphertext, EvaluationKeys, Residues
 
-_GIANTS_AT_ONCE = 16  # giant steps share each read of the baby steps; their sums are in memory together
+GIANTS_AT_ONCE = 16  # giant steps share each read of the baby steps; their sums are in memory together
 
 Terms = tuple[tuple[int, int], ...]
 
@@ -56,8 +56,8 @@ def linear_transform(
 
     # Children before parents: what has met at a step goes on together. Step 0, where all paths end, comes last.
     order = [*reversed(rotation_path(used, giant_hops, slots)), (0, 0, 0)]
-    for first in range(0, len(order), _GIANTS_AT_ONCE):
-        some = order[first : first + _GIANTS_AT_ONCE]
+    for first in range(0, len(order), GIANTS_AT_ONCE):
+        some = order[first : first + GIANTS_AT_ONCE]
         wanted = [giant for giant, _, _ in some if giant in used]
         sums = [[(place[baby], i) for i, (giant, baby) in enumerate(steps) if giant == g] for g in wanted]
         inner = list(backend.multiply_sums([*babies.values()], diagonals, sums, rows)) if sums else []

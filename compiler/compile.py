@@ -18,6 +18,7 @@ from ckks.bundle import MAX_PARTS, Bundle, InputSpec, OutputSpec, RotationKey
 from ckks.bundle import Packing as SlotPacking
 from ckks.circuit import Circuit, Op, Weights, part_names
 from ckks.errors import ModelError
+from ckks.machine import Costs, Machine, default_machine
 from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
 from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
 from ckks.security import MAX_LOG_QP, REQUIRED_BITS
@@ -36,16 +37,16 @@ from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
 from compiler.pack import Packing, pack
 from compiler.parameters import (
-    KEY_READ_SECONDS,
+    KEY_BYTE_SECONDS,
     MAX_SCALE_BITS,
     MIN_SCALE_BITS,
     Modulus,
-    circuit_seconds,
     digit_choices,
     fits,
     key_bytes,
 )
-from compiler.precision import Ends, evaluate, promised_errors
+from compiler.precision import Ends, evaluate, predicted_error, promised_errors
+from compiler.prices import Prices
 from compiler.report import make_report
 from compiler.rows import Rows, flat_rows
 from compiler.throughput import lower_stacks, stack
@@ -75,6 +76,7 @@ class _Demands:
     security: int
     lanes: int
     stacked: bool
+    costs: Costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,7 @@ def compile_model(
     activations: Mapping[str, Override] | None = None,
     activation_error: float = DEFAULT_ERROR,
     validation: tuple[Rows, npt.NDArray[Any]] | None = None,
+    machine: Machine | None = None,
     name: str,
     progress: Progress | None = None,
 ) -> CompiledModel:
@@ -121,6 +124,7 @@ def compile_model(
     layout: "latency", or "batch" for one slot per image and one ciphertext per tensor element, thousands of images a request.
     activations: what is fixed of their approximation, by layer or operator; activation_error: how far their polynomials
     may move the outputs (compiler/approximate.py). validation: rows and their classes, for the accuracies in the report.
+    machine: whose times are predicted, one thread of it; None: the committed figures (ckks/machine.json).
     name: of letters, digits, dots, dashes. progress(stage) is called before each stage.
     Raises ModelError naming the node and the remedy; never a set below the security asked for.
     """
@@ -158,7 +162,8 @@ def compile_model(
             raise ModelError(f"input {source.name!r} meets zero weights only; remove it from the model")
     levels = assign_levels(program)
     errors = tuple(precision * max(largest, 1e-12) for largest in program.largest_outputs)
-    demands = _Demands(errors, keys, security, batch, layout == "batch")
+    machine = machine or default_machine()
+    demands = _Demands(errors, keys, security, batch, layout == "batch", machine.costs())
     compiled = _fit(graph, program, levels, rows, demands, say)
     say("verifying")
     try:
@@ -168,20 +173,26 @@ def compile_model(
         where = ".".join(str(x) for x in first["loc"])
         raise ModelError(f"the model cannot be described to clients: {where}: {first['msg']}") from None
     verify(compiled.circuit, bundle, compiled.weights)
-    seconds = time.perf_counter() - start
     circuit, weights, p = compiled.circuit, compiled.weights, compiled.parameters
-    report = make_report(circuit, weights, p, program, compiled.packing, bundle, approximation, seconds)
+    ends = compiled.ends
+    say("predicting the error")
+    predicted = predicted_error(circuit, weights, p, rows, ends)
+    seconds = time.perf_counter() - start
+    report = make_report(
+        circuit, weights, p, program, compiled.packing, bundle, approximation, machine, seconds
+    )
+    report["predicted_error"] = predicted
     report["calibration"] = (
         f"{len(rows)} {'random rows in the declared range' if calibration is None else 'rows given'}"
     )
-    report["key_tradeoff"] = tradeoff(compiled.plain, p)
+    report["key_tradeoff"] = tradeoff(compiled.plain, p, Prices(machine.costs()).of_weights(weights))
+    report["key_choice"] = [report["key_bytes"], report["predicted_seconds"]]
     if replaced:
         say("measuring the replacement")
-        outputs = evaluate(circuit, weights, p, rows, compiled.ends)
+        outputs = evaluate(circuit, weights, p, rows, ends)
         report["maxpool"] = effect(logits_model(onnx_path), replaced, rows, model.inputs, outputs)
     if labelled is not None:
         say("validating")
-        ends = compiled.ends
         with np.errstate(all="ignore"):
             report["validation"] = validate(graph, approximation.graph, circuit, weights, p, ends, labelled)
     return CompiledModel(bundle, circuit, weights, report)
@@ -232,7 +243,7 @@ def _fit(
     if refused is not None and not rings:
         raise refused
     if rings:
-        return min(rings, key=lambda ring: _price(ring, demands.keys))
+        return min(rings, key=lambda ring: _price(ring, demands))
     raise ModelError(
         f"no parameters of {demands.security}-bit security fit {levels.top} levels, tensors of up to {elements} elements "
         f"{'' if demands.lanes == 1 else f'for {demands.lanes} images '}and this precision; use fewer activations, "
@@ -240,12 +251,13 @@ def _fit(
     )
 
 
-def _price(compiled: _Compiled, keys: Keys) -> float:
-    """What rings are compared by: bytes of keys for `small`, else seconds, reading the keys included."""
+def _price(compiled: _Compiled, demands: _Demands) -> float:
+    """What rings are compared by: bytes of keys for `small`, else seconds, with the upload's share."""
     size = key_bytes(compiled.parameters, compiled.circuit)
-    if keys == "small":
+    if demands.keys == "small":
         return size
-    return circuit_seconds(compiled.parameters, compiled.circuit) + size * KEY_READ_SECONDS
+    prices = Prices(demands.costs).of_weights(compiled.weights)
+    return prices.circuit(compiled.parameters, compiled.circuit) + size * KEY_BYTE_SECONDS
 
 
 def _modulus(program: Program, levels: Levels, scale_bits: int) -> Modulus:
@@ -300,8 +312,8 @@ def _at_scale(
         single = make(program, packing, levels, parameters, 2.0**bits, names)
         return interleave(*single, demands.lanes)
 
-    circuit, _ = lowered(choices[0])
-    chosen = choose(circuit, choices, demands.keys)
+    circuit, weights = lowered(choices[0])
+    chosen = choose(circuit, choices, demands.keys, Prices(demands.costs).of_weights(weights))
     if chosen is None:
         return None
     plain, weights = lowered(chosen.parameters)

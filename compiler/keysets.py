@@ -14,7 +14,8 @@ from typing import Literal
 
 from ckks.circuit import Circuit, Instruction, Op, rotation_path
 from ckks.parameters import Parameters
-from compiler.parameters import cheapest, circuit_seconds, key_size, switch_seconds
+from compiler.parameters import cheapest, key_size
+from compiler.prices import Prices
 
 SLOWEST = 2.5  # `small` stops where the predicted time would pass this multiple of `fast`
 LAST_RESORT = 8.0  # and a budget in bytes here
@@ -59,8 +60,8 @@ class _Tree:
 class _Search:
     """Trees, and the level of every key they use."""
 
-    def __init__(self, circuit: Circuit, parameters: Parameters) -> None:
-        self.parameters, self.slots = parameters, circuit.slots
+    def __init__(self, circuit: Circuit, parameters: Parameters, prices: Prices) -> None:
+        self.parameters, self.slots, self.prices = parameters, circuit.slots, prices
         self.trees: list[_Tree] = []
         self.places: list[
             tuple[int, int]
@@ -74,14 +75,14 @@ class _Search:
                     self.places.append((i, place))
         needs = circuit.key_needs()
         self.fixed = 0 if needs.relinearisation is None else key_size(parameters, needs.relinearisation)
-        self.fixed_seconds = circuit_seconds(parameters, circuit) - sum(map(self.tree_seconds, self.trees))
+        self.fixed_seconds = prices.circuit(parameters, circuit) - sum(map(self.tree_seconds, self.trees))
 
     def tree_seconds(self, tree: _Tree) -> float:
-        hoisted, inside, alone = switch_seconds(self.parameters, tree.level)
+        prices = self.prices.switches(self.parameters, tree.level)
         if tree.kind == _ROTATE:
-            return len(tree.keys) * alone
+            return len(tree.keys) * prices.alone
         direct = sum(step == key for step, key in tree.keys.items()) if tree.kind == _BABIES else 0
-        return direct * hoisted + (len(tree.keys) - direct) * inside
+        return prices.babies(direct) + (len(tree.keys) - direct) * prices.inside
 
     @staticmethod
     def levels(trees: Iterable[_Tree]) -> dict[int, int]:
@@ -182,12 +183,12 @@ def _steps(ins: Instruction) -> tuple[set[int], ...]:
     return ()
 
 
-def key_sets(circuit: Circuit, parameters: Parameters, slowest: float) -> list[KeySet]:
+def key_sets(circuit: Circuit, parameters: Parameters, slowest: float, prices: Prices) -> list[KeySet]:
     """The trade-off curve, fastest first: from a key for every rotation to the fewest bytes within `slowest`, in predicted seconds.
 
     circuit: without hops. Every point has fewer bytes than the one before.
     """
-    search = _Search(circuit, parameters)
+    search = _Search(circuit, parameters, prices)
     points = [search.point()]
 
     def price(key: int) -> tuple[float, list[_Tree] | None]:
@@ -219,23 +220,23 @@ def key_sets(circuit: Circuit, parameters: Parameters, slowest: float) -> list[K
     return points
 
 
-def choose(circuit: Circuit, choices: list[Parameters], keys: Keys) -> KeySet | None:
+def choose(circuit: Circuit, choices: list[Parameters], keys: Keys, prices: Prices) -> KeySet | None:
     """The key set that `keys` asks for, and its parameters; None if no set of so few bytes was found. circuit: without hops."""
-    best = cheapest(choices, circuit)
-    seconds = circuit_seconds(best, circuit)
+    best = cheapest(choices, circuit, prices)
+    seconds = prices.circuit(best, circuit)
     if keys == "fast":
-        return key_sets(circuit, best, FREE * seconds)[-1]
+        return key_sets(circuit, best, FREE * seconds, prices)[-1]
     slowest = (SLOWEST if keys == "small" else LAST_RESORT) * seconds
-    candidates = dict.fromkeys((best, cheapest(choices, circuit, UPLOAD_PRICE)))
-    points = [point for p in candidates for point in key_sets(circuit, p, slowest)]
+    candidates = dict.fromkeys((best, cheapest(choices, circuit, prices, UPLOAD_PRICE)))
+    points = [point for p in candidates for point in key_sets(circuit, p, slowest, prices)]
     if keys == "small":
         return min(points, key=lambda s: s.bytes)
     return min((s for s in points if s.bytes <= keys), key=lambda s: s.seconds, default=None)
 
 
-def tradeoff(circuit: Circuit, parameters: Parameters) -> list[list[float]]:
+def tradeoff(circuit: Circuit, parameters: Parameters, prices: Prices) -> list[list[float]]:
     """The curve as rows of bytes and predicted seconds, at most CURVE_POINTS of them, for a report. circuit: without hops."""
-    points = key_sets(circuit, parameters, LAST_RESORT * circuit_seconds(parameters, circuit))
+    points = key_sets(circuit, parameters, LAST_RESORT * prices.circuit(parameters, circuit), prices)
     last = len(points) - 1
     kept = sorted({round(k * last / (CURVE_POINTS - 1)) for k in range(CURVE_POINTS)})
     return [[points[k].bytes, points[k].seconds] for k in kept]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 from ckks.circuit import Circuit, Op
-from ckks.counting import Cost, CountedValue, CountingEvaluator
 from ckks.errors import InputError
-from ckks.interpreter import run
 from ckks.parameters import Parameters
 from ckks.primes import MAX_PRIME_BITS, ntt_primes
 from ckks.security import REQUIRED_BITS, max_log_qp
+from compiler.prices import Prices
 
 MIN_SCALE_BITS, MAX_SCALE_BITS = 26, 50
 # P exceeds the largest digit by 2^SPECIAL_MARGIN: key-switching noise then stays near the rounding of its division.
@@ -112,49 +110,15 @@ def working_bytes(parameters: Parameters, circuit: Circuit) -> int:
     return most
 
 
-def count(parameters: Parameters, circuit: Circuit) -> CountingEvaluator:
-    """The evaluator that counted `circuit`."""
-    evaluator = CountingEvaluator(parameters)
-    inputs = (i for i in circuit.instructions if i.op is Op.INPUT)
-    run(circuit, {i.name: CountedValue(i.level, i.members) for i in inputs}, evaluator)
-    return evaluator
-
-
-def cost_seconds(parameters: Parameters, cost: Cost) -> float:
-    """Predicted time on one thread: a limb transform at N=2^14 takes 38 us, a limb product a third of that."""
-    return (cost.ntts + cost.products / 3) * 38e-6 * parameters.degree / (1 << 14)
-
-
-def circuit_seconds(parameters: Parameters, circuit: Circuit) -> float:
-    """Predicted time of one evaluation on one thread."""
-    return cost_seconds(parameters, count(parameters, circuit).cost)
-
-
-@cache
-def switch_seconds(parameters: Parameters, level: int) -> tuple[float, float, float]:
-    """Predicted time at `level` of a hoisted rotation in a linear transform, of one there that decomposes anew, and of one alone."""
-
-    def transform(terms: tuple[tuple[int, int], ...]) -> float:
-        evaluator = CountingEvaluator(parameters)
-        evaluator.linear_transform(CountedValue(level), "", 1.0, terms)
-        return cost_seconds(parameters, evaluator.cost)
-
-    two_babies, one_baby = transform(((0, 1), (0, 2))), transform(((0, 1), (0, 0)))
-    alone = CountingEvaluator(parameters)
-    alone.rotate(CountedValue(level), 1)
-    both = transform(((1, 1), (0, 0)))
-    return two_babies - one_baby, both - one_baby, cost_seconds(parameters, alone.cost)
-
-
-# It is read at 10 GB/s each time, and uploaded once: one in 1,000 inferences at 100 MB/s.
-KEY_READ_SECONDS = 1 / 5e9
+# Beside the time it is read in: it is uploaded once, in 100 inferences, at 100 MB/s.
+KEY_BYTE_SECONDS = 1e-10
 
 
 def cheapest(
-    choices: list[Parameters], circuit: Circuit, byte_seconds: float = KEY_READ_SECONDS
+    choices: list[Parameters], circuit: Circuit, prices: Prices, byte_seconds: float = KEY_BYTE_SECONDS
 ) -> Parameters:
     """The set with the least time, keys included. Only levels matter, so any of them may have made `circuit`.
 
     byte_seconds: the price of a key byte.
     """
-    return min(choices, key=lambda p: circuit_seconds(p, circuit) + key_bytes(p, circuit) * byte_seconds)
+    return min(choices, key=lambda p: prices.circuit(p, circuit) + key_bytes(p, circuit) * byte_seconds)

@@ -14,6 +14,8 @@ from compiler.graph import Array
 from compiler.layouts import Layout
 
 SAFETY = 6.0  # the promise over the worst simulated error: inputs and noise that were not simulated
+DEVIATIONS = 5.0  # of the worst output in the prediction: one logit in 1.7 million is further off
+SEEDS, PREDICTION_ROWS = 4, 16
 FLOAT32 = 2.0**-20  # relative: what the float32 model that the result is compared with computes for itself
 MAX_ROWS = 32
 
@@ -83,3 +85,23 @@ def promised_errors(
         SAFETY * float(np.abs(b - a).max()) + FLOAT32 * float(np.abs(a).max())
         for a, b in zip(ends.split(exact), ends.split(noisy), strict=True)
     )
+
+
+def predicted_error(
+    circuit: Circuit, weights: Weights, parameters: Parameters, rows: Array, ends: Ends
+) -> float:
+    """The error to expect of encryption in the worst element of all outputs: DEVIATIONS of the largest standard deviation.
+
+    Noise depends on the message, so the deviation is taken of every element over the rows and, where an output has enough elements
+    for an estimate, of every row over them.
+    """
+    few = rows[:PREDICTION_ROWS]
+    exact = evaluate(circuit, weights, parameters, few, ends)
+    noise = np.stack(
+        [evaluate(circuit, weights, parameters, few, ends, seed=2 + i) - exact for i in range(SEEDS)]
+    )
+    worst = np.sqrt((noise**2).mean(axis=(0, 1))).max()
+    for variances in ends.split((noise**2).mean(axis=0)):
+        if variances.shape[1] >= 5:
+            worst = max(worst, np.sqrt(variances.mean(axis=1)).max())
+    return DEVIATIONS * float(worst)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction, Op, Weights
-from ckks.counting import CountedValue, CountingEvaluator
 from ckks.encoded import encoded_bytes
 from ckks.expanded import expanded_bytes
-from ckks.interpreter import run
+from ckks.linear import GIANTS_AT_ONCE
+from ckks.machine import Costs, Machine, predict_layers
 from ckks.parameters import Parameters
 from ckks.security import SOURCE
 from compiler.approximate import Approximation
@@ -19,7 +21,8 @@ from compiler.condition import AffineTensor, Program
 from compiler.fit import grid
 from compiler.layouts import Layout
 from compiler.pack import Packing
-from compiler.parameters import ciphertext_bytes, cost_seconds, count, key_bytes, working_bytes
+from compiler.parameters import ciphertext_bytes, key_bytes, working_bytes
+from compiler.prices import Prices
 
 CURVE_POINTS = 129  # of a fit in the report
 
@@ -32,17 +35,25 @@ def make_report(
     packing: Packing,
     bundle: Bundle,
     approximation: Approximation,
+    machine: Machine,
     seconds: float,
 ) -> dict[str, Any]:
-    """Free-form JSON: layers, steps, activation fits, operation counts, bytes, security."""
-    steps = _steps(circuit, parameters)
-    cost = count(parameters, circuit).cost
+    """Free-form JSON: layers, steps, activation fits, operation counts, bytes, security, times predicted for `machine`."""
+    steps = _steps(circuit, weights, parameters, machine.costs())
+    cost = Prices(machine.costs()).of_weights(weights).count(parameters, circuit).cost
+    weight_bytes = encoded_bytes(circuit, weights, parameters)
+    expanded = expanded_bytes(parameters, circuit.key_needs())
+    working = working_bytes(parameters, circuit) + _inner_bytes(circuit, parameters)
     limbs = [p.bit_length() for p in parameters.moduli]
     return {
         "layers": _layers(circuit, program, packing),
         "steps": steps,
+        "threads": 1,
         "predicted_seconds": sum(step["predicted_seconds"] for step in steps),
-        "prediction": "one thread; counted limb transforms and products at the unit costs measured for the default engine",
+        "predicted_seconds_by_threads": {
+            str(t): machine.costs(t).seconds(parameters, cost.calls) for t in sorted(machine.threads)
+        },
+        "prediction": f"counted calls of the engine at the times measured on {machine.source}",
         "activations": _activations(approximation),
         "operations": dict(sorted(cost.operations.items())),
         "limb_transforms": cost.ntts,
@@ -59,10 +70,11 @@ def make_report(
         "levels": max(spec.level for spec in bundle.inputs),
         "rotation_keys": len(bundle.rotations),
         "key_bytes": key_bytes(parameters, circuit),
-        "expanded_key_bytes": expanded_bytes(parameters, circuit.key_needs()),
-        "weight_bytes": encoded_bytes(circuit, weights, parameters),
+        "expanded_key_bytes": expanded,
+        "weight_bytes": weight_bytes,
         "images_per_request": bundle.lanes,
-        "working_bytes": working_bytes(parameters, circuit),
+        "working_bytes": working,
+        "server_bytes": weight_bytes + working + expanded,
         "ciphertext_bytes": sum(
             spec.packing.parts * ciphertext_bytes(parameters, spec.level, spec.packing.members)
             for spec in bundle.inputs
@@ -73,17 +85,51 @@ def make_report(
     }
 
 
-def add_budgets(report: dict[str, Any], max_accuracy_drop: float | None, max_key_bytes: int | None) -> None:
+@dataclass(frozen=True)
+class Budgets:
+    """What a deployment may cost at most; None: no limit. accuracy_drop: lost to polynomials on the validation rows, as a share.
+
+    latency: seconds of one evaluation, measured if it was, else predicted. key_bytes: uploaded by a client. memory: bytes on the
+    server with one client's keys.
+    """
+
+    accuracy_drop: float | None = None
+    latency: float | None = None
+    key_bytes: int | None = None
+    memory: int | None = None
+
+
+def add_budgets(report: dict[str, Any], budgets: Budgets) -> None:
     """Set report["budgets"]: the budgets that were given, each with its limit, its value and whether it is met."""
-    rows: list[tuple[str, float, float]] = []
-    if max_accuracy_drop is not None:
+    rows: list[tuple[str, str, float, float]] = []
+    if budgets.accuracy_drop is not None:
         found = report["validation"]
-        rows.append(("accuracy drop", max_accuracy_drop, found["accuracy"] - found["polynomial"]["accuracy"]))
-    if max_key_bytes is not None:
-        rows.append(("key bytes", max_key_bytes, report["key_bytes"]))
+        drop = found["accuracy"] - found["polynomial"]["accuracy"]
+        rows.append(("accuracy drop", "share", budgets.accuracy_drop, drop))
+    if budgets.latency is not None:
+        kind = "measured" if "measured_seconds" in report else "predicted"
+        seconds = report[f"{kind}_seconds"]
+        rows.append((f"latency, {kind}, threads: {report['threads']}", "s", budgets.latency, seconds))
+    if budgets.key_bytes is not None:
+        rows.append(("key bytes", "bytes", budgets.key_bytes, report["key_bytes"]))
+    if budgets.memory is not None:
+        rows.append(("server memory with one client", "bytes", budgets.memory, report["server_bytes"]))
     report["budgets"] = [
-        {"name": name, "limit": limit, "value": value, "met": value <= limit} for name, limit, value in rows
+        {"name": name, "unit": unit, "limit": limit, "value": value, "met": value <= limit}
+        for name, unit, limit, value in rows
     ]
+
+
+def add_measurement(
+    report: dict[str, Any], measured: Mapping[str, float], predicted: Mapping[str, float], threads: int
+) -> None:
+    """Put an evaluation's times by layer, and what was predicted for as many threads, into the report's steps."""
+    report["threads"] = threads
+    report["measured_seconds"] = sum(measured.values())
+    report["predicted_seconds"] = sum(predicted.values())
+    for step in report["steps"]:
+        step["measured_seconds"] = measured.get(step["layer"], 0.0)
+        step["predicted_seconds"] = predicted[step["layer"]]
 
 
 def _layers(circuit: Circuit, program: Program, packing: Packing) -> list[dict[str, Any]]:
@@ -127,36 +173,20 @@ def _stacked_layers(circuit: Circuit) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _steps(circuit: Circuit, parameters: Parameters) -> list[dict[str, Any]]:
-    """Per layer in order of evaluation (its activation apart): levels, operations, and the time the counts predict."""
-    evaluator = CountingEvaluator(parameters)
-    totals: list[float] = []  # before each instruction, and at the end
-    run(
-        circuit,
-        {i.name: CountedValue(i.level, i.members) for i in circuit.instructions if i.op is Op.INPUT},
-        evaluator,
-        lambda i, ins: totals.append(cost_seconds(parameters, evaluator.cost)),
-    )
-    totals.append(cost_seconds(parameters, evaluator.cost))
+def _steps(circuit: Circuit, weights: Weights, parameters: Parameters, costs: Costs) -> list[dict[str, Any]]:
+    """Per layer in order of evaluation (its activation apart): levels, operations, and the time that `costs` predict."""
+    predicted = predict_layers(costs, parameters, circuit, weights)
     rows: dict[str, dict[str, Any]] = {}
-    for i, ins in enumerate(circuit.instructions):
+    for ins in circuit.instructions:
         if ins.op in (Op.INPUT, Op.OUTPUT):
             continue
         start = max(circuit.instructions[o].level for o in ins.operands)
-        row = rows.setdefault(
-            ins.layer,
-            {
-                "layer": ins.layer,
-                "level_before": start,
-                "operations": 0,
-                "rotations": 0,
-                "predicted_seconds": 0.0,
-            },
-        )
+        new = {"layer": ins.layer, "level_before": start, "operations": 0, "rotations": 0}
+        row = rows.setdefault(ins.layer, new)
         row["level_after"] = ins.level
         row["operations"] += 1
         row["rotations"] += _rotations(ins)
-        row["predicted_seconds"] += totals[i + 1] - totals[i]
+        row["predicted_seconds"] = predicted[ins.layer]
     return list(rows.values())
 
 
@@ -191,3 +221,14 @@ def _activations(approximation: Approximation) -> dict[str, Any]:
             }
         )
     return {"output_error": approximation.error, "budget": approximation.budget, "fits": rows}
+
+
+def _inner_bytes(circuit: Circuit, parameters: Parameters) -> int:
+    """Bytes of polynomials inside the widest operation: the rotations of a matrix's input, their sums, one key switch."""
+    most = 0
+    for ins in circuit.instructions:
+        babies, giants = {b for _, b in ins.terms}, {g for g, _ in ins.terms}
+        pairs = len(babies) + min(len(giants), GIANTS_AT_ONCE) + 3
+        digits = len(parameters.digits(ins.level))
+        most = max(most, (2 * pairs + digits) * len(parameters.extended_rows(ins.level)))
+    return most * parameters.degree * 8

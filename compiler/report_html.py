@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from ckks.bundle import Bundle
-from compiler.plots import fit_plot
+from compiler.plots import fit_plot, tradeoff_plot
 
 MAX_CONFUSION = 30  # classes; a larger matrix cannot be read
 
@@ -19,8 +19,10 @@ def render(bundle: Bundle, report: dict[str, Any]) -> str:
         _head(bundle, report),
         _budgets(report),
         _validation(bundle, report),
+        _maxpool(report),
         _fits(report),
         _layers(report),
+        _keys(report),
         _security(report),
         _sizes(report),
     ]
@@ -41,8 +43,12 @@ def _head(bundle: Bundle, report: dict[str, Any]) -> str:
         (f"{security} bits", f"security, N = {report['n']}, log QP = {report['log_qp']}"),
         (_size(report["key_bytes"]), f"keys a client uploads once, {report['rotation_keys']} rotations"),
         (_size(report["ciphertext_bytes"]), "ciphertext a picture"),
-        (_seconds(report["predicted_seconds"]), "an inference on one thread (predicted)"),
-        (f"{report['promised_error']:.2g}", "largest error of a logit promised"),
+        _latency_tile(report),
+        (_size(report["server_bytes"]), "server memory with one client's keys"),
+        (
+            f"{report['promised_error']:.2g}",
+            f"largest error of a logit promised; {report['predicted_error']:.2g} expected of the worst",
+        ),
     ]
     if "validation" in report:
         found = report["validation"]
@@ -58,16 +64,26 @@ def _head(bundle: Bundle, report: dict[str, Any]) -> str:
     )
 
 
+def _latency_tile(report: dict[str, Any]) -> tuple[str, str]:
+    threads = f"{report['threads']} thread{'s' * (report['threads'] > 1)}"
+    if "measured_seconds" not in report:
+        return _seconds(report["predicted_seconds"]), f"an inference on {threads} (predicted)"
+    predicted = _seconds(report["predicted_seconds"])
+    return _seconds(
+        report["measured_seconds"]
+    ), f"an inference on {threads} (measured; predicted {predicted})"
+
+
 def _budgets(report: dict[str, Any]) -> str:
     rows = [
-        [escape(b["name"]), *(_amount(b["name"], b[k]) for k in ("value", "limit")), _verdict(b["met"])]
+        [escape(b["name"]), *(_amount(b["unit"], b[k]) for k in ("value", "limit")), _verdict(b["met"])]
         for b in report.get("budgets", ())
     ]
     return "<h2>Budgets</h2>" + _table(["", "value", "limit", ""], rows) if rows else ""
 
 
-def _amount(budget: str, value: float) -> str:
-    return _size(value) if budget == "key bytes" else _percent(value)
+def _amount(unit: str, value: float) -> str:
+    return {"bytes": _size, "s": _seconds, "share": _percent}[unit](value)
 
 
 def _verdict(met: bool) -> str:
@@ -130,6 +146,46 @@ def _confusion(labels: Sequence[str], matrix: list[list[int]]) -> str:
     )
 
 
+def _maxpool(report: dict[str, Any]) -> str:
+    found = report.get("maxpool")
+    if found is None:
+        return ""
+    names = ", ".join(escape(name) for name in found["replaced"])
+    rows = [
+        ["replaced", names],
+        ["rows compared with the original", str(found["rows"])],
+        ["same class as with max pooling", _percent(found["same_class"])],
+        ["largest change of a logit", f"{found['largest_change']:.3g}, the largest logit being {found['largest_logit']:.3g}"],
+    ]  # fmt: skip
+    advice = (
+        ""
+        if found["same_class"] >= 0.99
+        else " Train the network a little more with average pooling to win back what is lost."
+    )
+    return (
+        "<h2>Max pooling replaced</h2>"
+        + _pairs(rows)
+        + '<p class="soft">Max pooling has no cheap polynomial: average pooling stands in its place, as asked for with '
+        f"--maxpool average.{advice}</p>"
+    )
+
+
+def _keys(report: dict[str, Any]) -> str:
+    """Bytes against time for the sets of rotation keys that --keys could choose."""
+    curve = report["key_tradeoff"]
+    if len(curve) < 2:
+        return ""
+    in_units = [[size / 1e6, seconds * 1e3] for size, seconds in (*curve, report["key_choice"])]
+    plot = tradeoff_plot(in_units[:-1], in_units[-1], "Keys uploaded against predicted time", "MB", "ms")
+    fewest, most = min(curve), max(curve)
+    return (
+        "<h2>Keys against time</h2><p>A rotation without a key of its own goes by way of others: fewer keys, more time. "
+        "The ring marks this model; <code>--keys fast</code>, <code>small</code> or a number of bytes chooses another point.</p>"
+        f'<div class="figures"><figure>{plot}<figcaption>From {_size(most[0])} at {_seconds(most[1])} to {_size(fewest[0])} at '
+        f"{_seconds(fewest[1])}: upload, and predicted time on one thread.</figcaption></figure></div>"
+    )
+
+
 def _fits(report: dict[str, Any]) -> str:
     found = report["activations"]
     if not found["fits"]:
@@ -164,18 +220,36 @@ def _fits(report: dict[str, Any]) -> str:
 
 
 def _layers(report: dict[str, Any]) -> str:
-    longest = max((s["predicted_seconds"] for s in report["steps"]), default=0.0) or 1.0
+    measured = "measured_seconds" in report
+    shown = "measured_seconds" if measured else "predicted_seconds"
+    longest = max((s[shown] for s in report["steps"]), default=0.0) or 1.0
     rows = [
         [
             escape(s["layer"]) or "-", f"{s['level_before']} → {s['level_after']}", str(s["operations"]), str(s["rotations"] or ""),
-            _seconds(s["predicted_seconds"]), f'<div style="width: {100 * s["predicted_seconds"] / longest:.1f}%"></div>',
+            _seconds(s["predicted_seconds"]), *([_seconds(s["measured_seconds"])] if measured else []),
+            f'<div style="width: {100 * s[shown] / longest:.1f}%"></div>',
         ]
         for s in report["steps"]
     ]  # fmt: skip
+    total = ["together", "", "", "", _seconds(report["predicted_seconds"])]
+    rows.append([*total, *([_seconds(report["measured_seconds"])] if measured else []), ""])
+    headers = [
+        "layer",
+        "level",
+        "operations",
+        "rotations",
+        "predicted",
+        *(["measured"] if measured else []),
+        "",
+    ]
+    note = (
+        "Measured on the machine that made this report. "
+        if measured
+        else "Times are predictions, not measurements. "
+    )
     return (
-        f'<h2>Layers</h2><p class="soft">{report["levels"]} levels. Times are predictions, not measurements: '
-        f"{escape(report['prediction'])}.</p>"
-        + _table(["layer", "level", "operations", "rotations", "predicted", ""], rows, share=True)
+        f'<h2>Layers</h2><p class="soft">{report["levels"]} levels, threads: {report["threads"]}. {note}'
+        f"Predicted: {escape(report['prediction'])}.</p>" + _table(headers, rows, share=True)
     )
 
 
@@ -207,6 +281,8 @@ def _sizes(report: dict[str, Any]) -> str:
         ["keys in the server's memory", _size(report["expanded_key_bytes"])],
         ["ciphertext as sent", _size(report["ciphertext_bytes"])],
         ["encoded weights in memory", _size(report["weight_bytes"])],
+        ["polynomials during an evaluation", _size(report["working_bytes"])],
+        ["server memory with one client, beside the program itself", _size(report["server_bytes"])],
         ["operations", escape(operations)],
         ["limb transforms, limb products", f"{report['limb_transforms']}, {report['limb_products']}"],
         ["time to compile", _seconds(report["compile_seconds"])],
@@ -223,7 +299,10 @@ def _pairs(rows: Iterable[Sequence[str]]) -> str:
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], share: bool = False) -> str:
     """share: the last column holds bars."""
-    head = "".join(f"<th>{h}</th>" for h in headers)
+    head = (
+        "".join(f"<th>{h}</th>" for h in (headers[:-1] if share else headers))
+        + '<th class="share"></th>' * share
+    )
     body = []
     for row in rows:
         cells = [f"<td>{c}</td>" for c in (row[:-1] if share else row)]

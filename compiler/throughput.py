@@ -19,13 +19,13 @@ from ckks.bundle import MAX_MEMBERS
 from ckks.circuit import Circuit, Op, Weights
 from ckks.counting import CountedValue, CountingEvaluator
 from ckks.errors import ModelError
+from ckks.machine import default_machine
 from ckks.parameters import Parameters
 from compiler.condition import Activation, AffineTensor, Function, InputTensor, ProductTensor, Program, Tensor
 from compiler.layouts import Layout
 from compiler.levels import Levels
 from compiler.lower import ACTIVATION, MAX_LAYER_NAME, Emitter, Value, activate, uses
 from compiler.pack import MAX_DIAGONAL_VALUES, Packing
-from compiler.parameters import cost_seconds
 
 CHUNK = 256  # members: a value of N=2^14 and 8 limbs then takes 0.5 GB
 
@@ -231,4 +231,4 @@ def _seconds(
     else:
         value = evaluator.rescale(evaluator.relinearise(value))
         evaluator.matrix([value], "", 1.0, outputs, products)
-    return cost_seconds(parameters, evaluator.cost)
+    return default_machine().costs().seconds(parameters, evaluator.cost.calls)

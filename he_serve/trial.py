@@ -21,6 +21,7 @@ from ckks.evaluator import CkksEvaluator
 from ckks.expanded import expand_keys, map_keys
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel
+from ckks.rehearsal import Stopwatch, typical
 from ckks.types import Slots
 from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
 from he_serve.images import Rows, each_row, to_inputs
@@ -63,7 +64,8 @@ def try_model(
     """Run every row of `inputs` (he_serve.images.read_rows) encrypted; see the fields in docs of `he-serve try`.
 
     original: the untouched model on rows, float64 [rows][outputs, one after the other]; None leaves original_error and same_class null.
-    same_class: of every output. evaluate_s is the median over requests, each of up to images_per_request rows. Raises InputError.
+    same_class: of every output. evaluate_s is the median over requests, each of up to images_per_request rows; layers_s: that one's parts.
+    Raises InputError.
     """
     bundle, p = model.bundle, model.bundle.checked_parameters()
     rows = [to_inputs(row, bundle) for row in each_row(inputs)]
@@ -77,7 +79,7 @@ def try_model(
     backend = make_backend(p, backend_name, threads)
     weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
     weights.prepare(model.circuit)
-    logits, seconds, ciphertext_bytes = [], [], 0
+    logits, runs, ciphertext_bytes = [], [], 0
     with tempfile.TemporaryDirectory(prefix="he-serve-try-") as folder:
         uploaded, expanded = Path(folder) / "keys.upload", Path(folder) / "keys"
         dump_keys(uploaded, seeded)
@@ -90,11 +92,12 @@ def try_model(
             data = dump_ciphertexts(p, {name: secret.encrypt(packed[name], *sent[name]) for name in packed})
             ciphertext_bytes = len(data)
             ciphertexts = load_ciphertexts(data, p, sent, bundle.input_members)
-            start = time.perf_counter()
+            watch = Stopwatch()
             sent_up = {name: evaluator.upload(ciphertexts.pop(name)) for name in list(ciphertexts)}
-            outputs = run(model.circuit, sent_up, evaluator)
+            outputs = run(model.circuit, sent_up, evaluator, watch.step)
             results = {name: evaluator.download(c) for name, c in outputs.items()}
-            seconds.append(time.perf_counter() - start)
+            watch.stop()
+            runs.append(watch.layers)
             logits.append(_flat({name: secret.decrypt(c) for name, c in results.items()}, bundle))
             progress("evaluating", min(bundle.lanes * (i + 1), len(rows)), len(rows))
     # Only the last request may be short of images.
@@ -113,9 +116,11 @@ def try_model(
         raise InputError(
             f"the ONNX model gives {clear.shape[1]} values a row, the compiled one {got.shape[1]}"
         )
+    layers = typical(runs)
     return {
         "agrees": bool(agrees),
         "max_error": float(errors.max()),
+        "predicted_error": model.report.get("predicted_error"),
         "promised_error": bundle.promised_error,
         "original_error": None if clear is None else float(np.abs(got - clear).max()),
         "same_class": None
@@ -128,7 +133,9 @@ def try_model(
         "ciphertext_bytes": ciphertext_bytes,
         "compile_s": None,
         "keygen_s": keygen_s,
-        "evaluate_s": float(np.median(seconds)),
+        "predicted_s": None,
+        "evaluate_s": sum(layers.values()),
+        "layers_s": layers,
         "rows": len(rows),
         "images_per_request": bundle.lanes,
         "backend": backend_name,

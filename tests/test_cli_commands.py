@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_models import ModelBuilder
 from serving import ROOT, Server, start_server
 
 from ckks.modelfile import CompiledModel, save_model
@@ -78,13 +79,40 @@ def test_compile_inspect_and_try(tmp_path: Path) -> None:
     tried = answer(done)
     assert tried["backend"] == "gpu" or done.stderr.count("running on the CPU: no GPU can be used") == 1
     fields = (
-        "agrees max_error promised_error original_error same_class security_bits n log_qp key_bytes ciphertext_bytes "
-        "compile_s keygen_s evaluate_s rows images_per_request backend threads peak_rss_bytes"
+        "agrees max_error predicted_error promised_error original_error same_class security_bits n log_qp key_bytes ciphertext_bytes "
+        "compile_s keygen_s predicted_s evaluate_s layers_s rows images_per_request backend threads peak_rss_bytes"
     )
     assert list(tried) == fields.split()
     assert tried["agrees"] is True and tried["same_class"] is True
-    assert tried["max_error"] <= tried["promised_error"]
+    assert tried["max_error"] <= tried["predicted_error"] <= tried["promised_error"]
+    assert tried["predicted_s"] > 0 and sum(tried["layers_s"].values()) == pytest.approx(tried["evaluate_s"])
     assert tried["rows"] == 3
+    inspected = he_serve("inspect", out)
+    for shown in ("predicted error", "latency, predicted", "server memory", "predicted"):
+        assert shown in inspected.stdout
+
+
+def test_try_takes_activations_and_writes_the_report(tmp_path: Path) -> None:
+    b = ModelBuilder((1, 4, 4))
+    x = b.node("Relu", b.conv("image", 1, 2))
+    path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", x), 8, 3))
+    np.savez(tmp_path / "x.npz", x=b.rows(4))
+    page = tmp_path / "m.html"
+    base = (
+        "try",
+        path,
+        "--input",
+        tmp_path / "x.npz",
+        "--activation",
+        "relu=degree:6",
+        "--activation-error",
+        "0.5",
+    )
+    tried = answer(he_serve(*base, "--threads", 1, "--report", page, "--json"))
+    assert tried["agrees"] is True
+    assert "Degree 6 by" in page.read_text() and "measured; predicted" in page.read_text()
+    refused(he_serve("try", path, "--input", tmp_path / "x.npz", "--activation", "nonsense"), 2, "nonsense")
+    refused(he_serve("try", path, "--input", tmp_path / "x.npz", "--machine", path), 2, "he-serve doctor")
 
 
 @pytest.mark.parametrize(("options", "images"), [(("--batch", 4), 4), (("--layout", "batch"), 4096)])

@@ -7,11 +7,14 @@ import math
 import pytest
 
 from ckks.circuit import Circuit, Instruction, Op
+from ckks.machine import default_machine
 from ckks.noise import NoiseModel
 from ckks.security import max_log_qp
 from compiler.keysets import choose
-from compiler.parameters import Modulus, cheapest, circuit_seconds, digit_choices, key_bytes
+from compiler.parameters import Modulus, cheapest, digit_choices, key_bytes
+from compiler.prices import Prices
 
+PRICES = Prices(default_machine().costs())
 CHAINS = [
     (1 << 13, Modulus(26, 33, 3)),
     (1 << 14, Modulus(30, 38, 8)),
@@ -55,18 +58,18 @@ def test_every_offer_is_secure_with_its_special_primes(degree: int, modulus: Mod
 @pytest.mark.parametrize(("degree", "modulus"), CHAINS)
 def test_the_choice_is_the_best_by_predicted_time_and_bytes(degree: int, modulus: Modulus) -> None:
     offers, c = digit_choices(degree, modulus), circuit(degree, modulus)
-    figures = {p: (circuit_seconds(p, c), key_bytes(p, c)) for p in offers}
-    best = cheapest(offers, c)
+    figures = {p: (PRICES.circuit(p, c), key_bytes(p, c)) for p in offers}
+    best = cheapest(offers, c, PRICES)
     seconds, size = figures[best]
     assert not any((s <= seconds and b < size) or (s < seconds and b <= size) for s, b in figures.values())
-    fast, small = choose(c, offers, "fast"), choose(c, offers, "small")
+    fast, small = choose(c, offers, "fast", PRICES), choose(c, offers, "small", PRICES)
     assert fast is not None and small is not None
     assert fast.parameters == best and fast.bytes <= size
     assert small.bytes <= fast.bytes
     between = (small.bytes + fast.bytes) // 2
-    chosen = choose(c, offers, between)
+    chosen = choose(c, offers, between, PRICES)
     assert chosen is not None and chosen.bytes <= between and chosen.parameters in offers
-    assert choose(c, offers, small.bytes // 100) is None
+    assert choose(c, offers, small.bytes // 100, PRICES) is None
 
 
 def test_dearer_bytes_never_lead_to_larger_keys() -> None:
@@ -74,7 +77,7 @@ def test_dearer_bytes_never_lead_to_larger_keys() -> None:
     differ = []
     for degree, modulus in [*CHAINS, (1 << 14, Modulus(26, 34, 8)), (1 << 15, Modulus(40, 49, 15))]:
         offers, c = digit_choices(degree, modulus), circuit(degree, modulus)
-        sizes = [key_bytes(cheapest(offers, c, price), c) for price in (0.0, 1e-10, 1e-8, 1e-6)]
+        sizes = [key_bytes(cheapest(offers, c, PRICES, price), c) for price in (0.0, 1e-10, 1e-8, 1e-6)]
         assert sizes == sorted(sizes, reverse=True) and sizes[-1] == min(key_bytes(p, c) for p in offers)
         differ.append(sizes[-1] < sizes[0])
     assert any(differ)

@@ -21,15 +21,18 @@ from ckks.cleartext import CleartextEvaluator
 from ckks.errors import CircuitError, ModelError
 from ckks.evaluator import CkksEvaluator
 from ckks.interpreter import run
+from ckks.machine import default_machine
 from ckks.modelfile import CompiledModel
 from ckks.verify import verify
 from compiler.compile import compile_model
 from compiler.keysets import Keys, compose, key_sets
-from compiler.parameters import Modulus, circuit_seconds, digit_choices, key_bytes
+from compiler.parameters import Modulus, digit_choices, key_bytes
+from compiler.prices import Prices
 from he_serve.packing import pack, unpack
 from keys import SecretKey
 
 PARAMETERS = small_parameters()
+PRICES = Prices(default_machine().costs())
 SLOTS = PARAMETERS.slots
 
 
@@ -58,13 +61,13 @@ steps = st.integers(0, SLOTS - 1) | st.integers(0, 20)
 )
 def test_every_point_reaches_every_rotation(terms: tuple[tuple[int, int], ...], fold: int) -> None:
     plain = circuit(terms, fold)
-    points = key_sets(plain, PARAMETERS, 4 * circuit_seconds(PARAMETERS, plain))
+    points = key_sets(plain, PARAMETERS, 4 * PRICES.circuit(PARAMETERS, plain), PRICES)
     sizes = [point.bytes for point in points]
     assert sizes == sorted(set(sizes), reverse=True) and sizes[0] == key_bytes(PARAMETERS, plain)
     for point in points:
         composed = compose(plain, point)
         assert key_bytes(PARAMETERS, composed) == point.bytes
-        assert circuit_seconds(PARAMETERS, composed) == pytest.approx(point.seconds)
+        assert PRICES.circuit(PARAMETERS, composed) == pytest.approx(point.seconds)
         transform = composed.instructions[1]
         assert transform.terms == terms
         for wanted, hops in ((1, transform.baby_hops), (0, transform.giant_hops)):

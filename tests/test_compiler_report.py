@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,8 @@ from typer.testing import CliRunner
 from ckks.errors import InputError, ModelError
 from ckks.modelfile import CompiledModel, load_model
 from compiler.compile import compile_model
-from compiler.plots import fit_plot, ticks
+from compiler.plots import fit_plot, ticks, tradeoff_plot
+from compiler.report import add_measurement
 from compiler.report_html import render
 from he_serve.cli import app
 
@@ -64,7 +66,7 @@ def test_page_is_well_formed_and_holds_the_figures(model: CompiledModel) -> None
     ElementTree.fromstring(body)  # every tag closed
     assert "<script" not in page and "http" not in page  # self-contained
     assert "&lt;b&gt;one" in page and "<b>one" not in page
-    assert page.count("<svg") == 1 and "Relu at Relu_1" in page
+    assert page.count("<svg") == 2 and "Relu at Relu_1" in page and "Keys against time" in page
     for text in ("2024/463", f"N = {model.report['n']}", "predictions, not measurements", "Confusion matrix"):
         assert text in page
 
@@ -74,7 +76,7 @@ def test_a_model_without_approximations_or_validation_has_a_page(tmp_path: Path)
     path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", b.quadratic("image", 1)), 9, 2))
     model = compile_model(path, name="m")
     page = render(model.bundle, model.report)
-    assert "<svg" not in page and "Not measured" in page and "Confusion" not in page
+    assert "Activations" not in page and "Not measured" in page and "Confusion" not in page
 
 
 @pytest.mark.parametrize(
@@ -119,14 +121,63 @@ def test_command_line_budgets(
     report = load_model(tmp_path / "m.hem").report
     assert report["activations"]["fits"][0]["degree"] == 8
     assert [b["met"] for b in report["budgets"]] == [True]
+    assert report["measured_seconds"] == pytest.approx(
+        sum(s["measured_seconds"] for s in report["steps"]), rel=0.01
+    )
     assert json.loads(result.stdout)["report"]["validation"]["rows"] == 60
-    missed = CliRunner().invoke(app, [*good, "--max-key-bytes", "1000"])
-    assert missed.exit_code == 1 and "missed: key bytes" in missed.stderr
+    for option, limit, name in (
+        ("--max-key-bytes", "1000", "key bytes"),
+        ("--max-latency", "1e-6", "latency, measured"),
+        ("--max-memory", "1000", "server memory"),
+    ):
+        missed = CliRunner().invoke(app, [*good, option, limit])
+        assert missed.exit_code == 1 and f"missed: {name}" in missed.stderr
+    unmeasured = CliRunner().invoke(
+        app, [*base, "--max-latency", "1000", "--max-memory", "100000000000", "--strict"]
+    )
+    assert unmeasured.exit_code == 0, unmeasured.output
+    budgets = json.loads(unmeasured.stdout)["report"]["budgets"]
+    assert [b["name"].split(",")[1].strip() for b in budgets[:1]] == ["predicted"] and len(budgets) == 2
     for wrong in (["--max-accuracy-drop", "0.1"], ["--validate", str(tmp_path / "x.npz")]):
         assert isinstance(CliRunner().invoke(app, [*base, *wrong]).exception, InputError)
 
 
+def test_a_measurement_and_replaced_pooling_are_shown(model: CompiledModel) -> None:
+    report = copy.deepcopy(model.report)
+    predicted = {step["layer"]: 0.002 for step in report["steps"]}
+    add_measurement(report, dict.fromkeys(predicted, 0.003), predicted, threads=2)
+    report["maxpool"] = {
+        "replaced": ["<pool>"], "rows": 60, "same_class": 0.9, "largest_change": 0.5, "largest_logit": 2.0
+    }  # fmt: skip
+    page = render(model.bundle, report)
+    for text in (
+        "measured; predicted",
+        "2 threads",
+        "threads: 2",
+        "&lt;pool&gt;",
+        "90.00 %",
+        "Train the network",
+    ):
+        assert text in page
+    assert report["predicted_seconds"] == pytest.approx(0.002 * len(predicted))
+
+
+def test_the_tradeoff_curve_starts_at_all_keys_and_holds_the_choice(model: CompiledModel) -> None:
+    curve, choice = model.report["key_tradeoff"], model.report["key_choice"]
+    assert choice == [model.report["key_bytes"], model.report["predicted_seconds"]]
+    assert [size for size, _ in curve] == sorted((size for size, _ in curve), reverse=True)
+    assert curve[-1][0] <= choice[0] <= curve[0][0]
+    assert any(choice == pytest.approx(point) for point in curve)
+
+
 def test_plots() -> None:
+    plot = ElementTree.fromstring(tradeoff_plot([[4, 10], [2, 20], [1, 40]], [2, 20], "b", "MB", "ms"))
+    circles = plot.findall("circle")
+    assert len(circles) == 4
+    chosen = next(c for c in circles if c.get("class") == "chosen")
+    assert (chosen.get("cx"), chosen.get("cy")) in [
+        (c.get("cx"), c.get("cy")) for c in circles if c is not chosen
+    ]
     plot = ElementTree.fromstring(fit_plot([0, 1, 2], [0, 1, 2], [0, 1, 2], [0.5, 0.0, 0.5], (0.5, 1.5), "a"))
     assert len(plot.findall("rect")) == 2 and len(plot.findall("polyline")) == 2
     assert ticks(-1.0, 1.0) == [-1, -0.5, 0, 0.5, 1] and ticks(3.2, 3.9) == [3.2, 3.4, 3.6, 3.8]

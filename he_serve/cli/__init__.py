@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ckks.errors import HeError, RemoteError
-from he_serve.cli import demo, keys, models, predict, serve, trial
+from he_serve.cli import demo, doctor, keys, models, predict, serve, trial
 from he_serve.cli.output import fail
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ serve.register(app)
 app.add_typer(keys.app, name="keys")
 predict.register(app)
 demo.register(app)
+doctor.register(app)
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +16,9 @@ from he_serve.cli.output import Json, console, emit, note, progress, size
 
 if TYPE_CHECKING:
     from ckks.bundle import InputSpec, OutputSpec
+    from ckks.machine import Machine
+    from ckks.modelfile import CompiledModel
+    from compiler.approximate import Override
 
 Onnx = Annotated[Path, typer.Argument(metavar="MODEL.onnx")]
 Compiled = Annotated[Path, typer.Argument(metavar="MODEL.hem")]
@@ -50,6 +55,17 @@ SlotLayout = Annotated[
         help="batch: one slot an image, thousands of images a request, for offline screening.",
     ),
 ]
+MachineFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--machine",
+        metavar="FILE",
+        help="Figures of the machine that will serve, from `he-serve doctor` there; default: this user's.",
+    ),
+]
+Page = Annotated[
+    Path | None, typer.Option("--report", metavar="OUT.html", help="Write the report as one HTML page.")
+]
 Precision = Annotated[float, typer.Option(help="Largest promised error, relative to the largest logit.")]
 
 
@@ -73,6 +89,13 @@ def model_name(path: Path) -> str:
             f"{path.name}: a model's name is its file's, of letters, digits and ._- only; rename the file"
         )
     return path.stem
+
+
+def read_activations(texts: list[str] | None) -> dict[str, Override]:
+    """The --activation options. Raises InputError."""
+    from compiler.approximate import parse_override
+
+    return dict(parse_override(text) for text in texts or [])
 
 
 def read_maxpool(text: str | None) -> Literal["average"] | None:
@@ -108,9 +131,7 @@ def compile_command(
         Path | None,
         typer.Option(metavar="X.npz", help="Rows x and their classes y: accuracies for the report."),
     ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--report", metavar="OUT.html", help="Write the report as one HTML page.")
-    ] = None,
+    page: Page = None,
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(min=0, help="Budget: accuracy lost to polynomials on --validate, 0.01 for a point."),
@@ -118,19 +139,30 @@ def compile_command(
     max_key_bytes: Annotated[
         int | None, typer.Option(min=1, help="Budget: bytes of keys a client uploads.")
     ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Budget: one evaluation on one thread, measured with --validate."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="BYTES", help="Budget: a server's memory with one client's keys."),
+    ] = None,
+    machine: MachineFile = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a budget is missed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile an ONNX model to a CKKS circuit."""
     from ckks.modelfile import save_model
-    from compiler.approximate import parse_override
     from compiler.compile import compile_model
-    from compiler.report import add_budgets
-    from compiler.report_html import render
+    from compiler.report import Budgets, add_budgets, add_measurement
     from he_serve.images import read_labelled
+    from he_serve.machine import find_machine
 
     if max_accuracy_drop is not None and validate is None:
         raise InputError("--max-accuracy-drop needs rows to measure it on; give --validate X.npz")
+    figures = find_machine(machine)
     with progress() as report:
         compiled = compile_model(
             model,
@@ -141,16 +173,20 @@ def compile_command(
             security=security,
             batch=batch,
             layout=read_layout(layout),
-            activations=dict(parse_override(text) for text in activation or []),
+            activations=read_activations(activation),
             activation_error=activation_error,
             validation=None if validate is None else read_labelled(validate),
+            machine=figures,
             name=model_name(output),
             progress=lambda phase: report(phase, 0, 1),
         )
-    add_budgets(compiled.report, max_accuracy_drop, max_key_bytes)
+        if validate is not None and not any(i.members for i in compiled.circuit.instructions):
+            measure = functools.partial(report, "measuring the evaluation")
+            add_measurement(compiled.report, *_times(compiled, figures, measure), threads=1)
+    add_budgets(compiled.report, Budgets(max_accuracy_drop, max_latency, max_key_bytes, max_memory))
     save_model(output, compiled)
     if page is not None:
-        _write(page, render(compiled.bundle, compiled.report))
+        write_page(page, compiled)
     _show(output, as_json)
     missed = [b for b in compiled.report["budgets"] if not b["met"]]
     for budget in missed:
@@ -159,9 +195,24 @@ def compile_command(
         raise typer.Exit(1)
 
 
-def _write(path: Path, text: str) -> None:
+def _times(
+    compiled: CompiledModel, machine: Machine, progress: Callable[[int, int], None]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds by layer on one thread: measured here, and predicted."""
+    from ckks.machine import predict_layers
+    from ckks.rehearsal import rehearse
+
+    p = compiled.bundle.checked_parameters()
+    measured = rehearse(compiled.circuit, compiled.weights, p, 1, progress)
+    return measured, predict_layers(machine.costs(1), p, compiled.circuit, compiled.weights)
+
+
+def write_page(path: Path, compiled: CompiledModel) -> None:
+    """The report as an HTML page. Raises InputError."""
+    from compiler.report_html import render
+
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(render(compiled.bundle, compiled.report), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -230,6 +281,10 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
         "parameters": str(p),
         "levels": p.max_level,
         "promised_error": bundle.promised_error,
+        "predicted_error": model.report.get("predicted_error"),
+        "predicted_s": model.report.get("predicted_seconds"),
+        "measured_s": model.report.get("measured_seconds"),
+        "server_bytes": model.report.get("server_bytes"),
         "rotation_keys": len(bundle.rotations),
         "key_bytes": key_file_size(p, bundle.key_needs())[0],
         "ciphertext_bytes": ciphertexts_limit(p, bundle.input_ciphertexts, bundle.input_members) // 2,
@@ -253,12 +308,33 @@ def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
     facts.add_row("images per request", str(bundle.lanes))
     facts.add_row("security", f"{p.security_bits} bits: N = {p.degree}, log2(QP) = {p.log_qp:.1f}")
     facts.add_row("parameters", str(p))
+    _add_predictions(facts, data)
     facts.add_row("evaluation keys", f"{size(data['key_bytes'])}, {len(bundle.rotations)} rotations")
     facts.add_row("ciphertext", f"{size(data['ciphertext_bytes'])} as sent")
     facts.add_row("file", size(data["file_bytes"]))
     facts.add_row("digest", bundle.digest)
     console().print(facts)
-    table = Table("layer", "operations", "diagonals", "level after")
+    steps = {step["layer"]: step for step in model.report.get("steps", ())}
+    columns = ("predicted_seconds", "measured_seconds")
+    shown = [c for c in columns if any(c in step for step in steps.values())]
+    titles = (c.removesuffix("_seconds") for c in shown)
+    table = Table("layer", "operations", "diagonals", "level after", *titles)
     for name, row in layers.items():
-        table.add_row(name or "-", str(row["operations"]), str(row["diagonals"] or ""), str(row["level"]))
+        times = (
+            f"{1e3 * steps[name][c]:.1f} ms" if name in steps and c in steps[name] else "" for c in shown
+        )
+        cells = str(row["operations"]), str(row["diagonals"] or ""), str(row["level"])
+        table.add_row(name or "-", *cells, *times)
     console().print(table)
+
+
+def _add_predictions(facts: Table, data: dict[str, Any]) -> None:
+    """What the report of a model that the compiler made says beside its promise."""
+    if data["predicted_error"] is not None:
+        facts.add_row("predicted error", f"{data['predicted_error']:.2e} per logit")
+    for kind in ("predicted", "measured"):
+        if data[f"{kind}_s"] is not None:
+            threads = data["report"].get("threads", 1)
+            facts.add_row(f"latency, {kind}", f"{1e3 * data[f'{kind}_s']:.1f} ms, threads: {threads}")
+    if data["server_bytes"] is not None:
+        facts.add_row("server memory, one client", size(data["server_bytes"]))

@@ -15,15 +15,21 @@ from rich.table import Table
 from ckks.errors import InputError
 from he_serve.cli.device import Device, DeviceOption, backend_for
 from he_serve.cli.models import (
+    Activation,
+    ActivationError,
     Batch,
     Calibrate,
+    MachineFile,
     MaxPool,
+    Page,
     Precision,
     SlotLayout,
     model_name,
+    read_activations,
     read_calibration,
     read_layout,
     read_maxpool,
+    write_page,
 )
 from he_serve.cli.output import Json, console, emit, note, progress, size
 
@@ -47,6 +53,10 @@ def try_command(
     maxpool: MaxPool = None,
     batch: Batch = 1,
     layout: SlotLayout = "latency",
+    activation: Activation = None,
+    activation_error: ActivationError = 0.1,
+    machine: MachineFile = None,
+    page: Page = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the evaluation; default: all cores.")
     ] = None,
@@ -57,8 +67,10 @@ def try_command(
 
     Without --calibrate the rows themselves calibrate. Exits 1 unless every logit is within the promised error.
     """
+    from ckks.machine import predict_layers
     from ckks.modelfile import load_model
     from he_serve.images import read_rows
+    from he_serve.machine import find_machine
     from he_serve.trial import try_model
 
     if model.suffix not in (".onnx", ".hem"):
@@ -66,6 +78,7 @@ def try_command(
     rows, (backend, remark) = read_rows(source), backend_for(device)
     original: Callable[[Rows], Slots] | None = None
     compile_s: float | None = None
+    figures, count = find_machine(machine), threads or len(os.sched_getaffinity(0))
     with progress() as report:
         if model.suffix == ".hem":
             compiled = load_model(model)
@@ -81,6 +94,9 @@ def try_command(
                 maxpool=read_maxpool(maxpool),
                 batch=batch,
                 layout=read_layout(layout),
+                activations=read_activations(activation),
+                activation_error=activation_error,
+                machine=figures,
                 name=model_name(model),
                 progress=lambda phase: report(phase, 0, 1),
             )
@@ -90,9 +106,19 @@ def try_command(
 
         if remark:
             note(remark)
-        threads = threads or len(os.sched_getaffinity(0))
-        result = try_model(compiled, rows, original, threads, report, backend)
+        parameters = compiled.bundle.checked_parameters()
+        predicted = predict_layers(figures.costs(count), parameters, compiled.circuit, compiled.weights)
+        result = try_model(compiled, rows, original, count, report, backend)
     result["compile_s"] = compile_s
+    if backend == "cpu":  # what the figures are of
+        result["predicted_s"] = sum(predicted.values())
+    if page is not None:
+        from compiler.report import add_measurement
+
+        if "steps" not in compiled.report:
+            raise InputError(f"{model}: has no report of the compiler; compile it again, or leave --report")
+        add_measurement(compiled.report, result["layers_s"], predicted, count)
+        write_page(page, compiled)
     if as_json:
         emit(result)
     else:
@@ -100,6 +126,8 @@ def try_command(
             title=f"{model.name}: {'agrees' if result['agrees'] else 'DISAGREES'}", show_header=False
         )
         for key, value in result.items():
+            if key == "layers_s":
+                continue
             table.add_row(
                 key,
                 size(value)
