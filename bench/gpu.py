@@ -129,7 +129,7 @@ def model_run(device: Device, name: str) -> tuple[Parameters, Callable[[], Any]]
     evaluator = CkksEvaluator(b, zero_keys(p, model.bundle.key_needs()), weights)
     polys = np.zeros((2, spec.level + 1, p.degree), dtype=np.uint64)
     inputs = {spec.name: evaluator.upload(Ciphertext(polys, spec.level, spec.scale))}
-    return p, lambda: run(model.circuit, inputs, evaluator)
+    return p, lambda: run(model.circuit, dict(inputs), evaluator)
 
 
 def counted(device: Device, operation: Callable[[], Any]) -> dict[str, Work]:
