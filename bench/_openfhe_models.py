@@ -14,7 +14,8 @@ from bench._serve import serve
 from ckks.interpreter import run
 from ckks.modelfile import load_model
 from ckks.parameters import Parameters
-from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from ckks.wire import dump_ciphertexts, load_ciphertexts
+from ckks.wire_keys import dump_keys
 from he_serve.packing import joined, pack_inputs, unpack
 from keys import secret_key_type
 

@@ -25,7 +25,8 @@ from ckks.expanded import expand_keys, map_keys
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel
 from ckks.types import Slots
-from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from ckks.wire import dump_ciphertexts, load_ciphertexts
+from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.packing import pack_inputs, unpack
 from he_serve.plaintext import run_onnx

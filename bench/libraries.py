@@ -38,7 +38,8 @@ from ckks.interpreter import run
 from ckks.modelfile import CompiledModel, save_model
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes
-from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from ckks.wire import dump_ciphertexts, load_ciphertexts
+from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.packing import joined, pack_inputs, unpack
 from keys import SecretKey

@@ -38,7 +38,8 @@ from ckks.expanded import expand_keys, map_keys
 from ckks.machine import predict_layers
 from ckks.modelfile import CompiledModel, save_model
 from ckks.security import max_log_qp
-from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
+from ckks.wire import dump_ciphertext, load_ciphertext
+from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.machine import find_machine
 from he_serve.packing import pack, unpack

@@ -34,7 +34,8 @@ from ckks.expanded import expand_keys, map_keys
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel, save_model
 from ckks.types import Slots
-from ckks.wire import dump_ciphertext, dump_keys, load_ciphertext
+from ckks.wire import dump_ciphertext, load_ciphertext
+from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.cli.output import size
 from he_serve.executor import Executor

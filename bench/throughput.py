@@ -27,7 +27,8 @@ from bench import _networks as networks
 from ckks.errors import HeError, ModelError
 from ckks.expanded import expand_keys, map_keys
 from ckks.modelfile import CompiledModel, save_model
-from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from ckks.wire import dump_ciphertexts, load_ciphertexts
+from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.packing import joined, pack_inputs, unpack
 from he_serve.trial import twin

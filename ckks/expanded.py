@@ -15,7 +15,7 @@ from ckks.mapped import map_arrays, write_arrays
 from ckks.packed import Bytes, Packed, pack, packed_bytes
 from ckks.parameters import Parameters
 from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey, Residues
-from ckks.wire import KeyFile, key_names
+from ckks.wire_keys import KeyFile, key_names
 
 _KIND = "expanded keys 3"
 

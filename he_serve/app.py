@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ckks.errors import HeError
-from ckks.wire import ciphertexts_limit, key_file_size
+from ckks.wire import ciphertexts_limit
+from ckks.wire_keys import key_file_size
 from he_serve import __version__, bodies
 from he_serve.keystore import KeyRecord
 from he_serve.metrics import CONTENT_TYPE as METRICS_TYPE

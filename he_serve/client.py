@@ -24,7 +24,8 @@ import httpx
 from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
 from ckks.errors import HeError, InputError, RemoteError
 from ckks.types import Slots
-from ckks.wire import ciphertexts_limit, dump_ciphertexts, dump_keys, load_ciphertexts
+from ckks.wire import ciphertexts_limit, dump_ciphertexts, load_ciphertexts
+from ckks.wire_keys import dump_keys
 from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
 from he_serve.packing import in_requests, joined, pack_inputs, unpack

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ckks.encoded import encoded_file
 from ckks.expanded import expanded_bytes
-from ckks.wire import ciphertexts_limit, key_file_size
+from ckks.wire import ciphertexts_limit
+from ckks.wire_keys import key_file_size
 from he_serve import bodies
 from he_serve.executor import Executor, Result
 from he_serve.keystore import KeyRecord, KeyStore, sync_file

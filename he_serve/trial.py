@@ -23,7 +23,8 @@ from ckks.interpreter import run
 from ckks.modelfile import CompiledModel
 from ckks.rehearsal import Stopwatch, typical
 from ckks.types import Slots
-from ckks.wire import dump_ciphertexts, dump_keys, load_ciphertexts
+from ckks.wire import dump_ciphertexts, load_ciphertexts
+from ckks.wire_keys import dump_keys
 from he_serve.images import Rows, each_row, to_inputs
 from he_serve.packing import in_requests, joined, pack_inputs, unpack
 from keys.seal import SecretKey

@@ -22,7 +22,7 @@ from seal_side import (
 )
 from toy import make_parameters
 
-from ckks import seeds, wire
+from ckks import seeds, wire_keys
 from ckks.errors import EvaluationError, KeyFileError, SecurityError
 from ckks.evaluator import CkksEvaluator
 from ckks.parameters import Parameters
@@ -76,7 +76,7 @@ def test_decrypts_at_a_scale_above_the_modulus() -> None:
 def test_public_key_encrypts_for_the_secret_key(p: Parameters) -> None:
     """Through the wire and back; the error is at most that of a rounding by both halves."""
     key = KEYS[p]
-    public = PublicKey(wire.load_public_key(wire.dump_public_key(key.public_key()), p))
+    public = PublicKey(wire_keys.load_public_key(wire_keys.dump_public_key(key.public_key()), p))
     for level in {0, p.max_level}:
         values = RNG.uniform(-1, 1, p.slots)
         scale = 2.0 ** (p.data_primes[0].bit_length() - 4)

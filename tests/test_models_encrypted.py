@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ckks import wire
+from ckks import wire, wire_keys
 from ckks.backends import make_backend
 from ckks.encoded import EncodedWeights
 from ckks.evaluator import CkksEvaluator
@@ -38,7 +38,7 @@ def test_encrypted_logits_agree(name: str, images: int, tmp_path: Path) -> None:
     bundle, p = model.bundle, model.bundle.checked_parameters()
     sent, output = bundle.input_ciphertexts, bundle.output
     secret = SecretKey.generate(p)
-    wire.dump_keys(tmp_path / "keys", secret.evaluation_keys(bundle.key_needs()))
+    wire_keys.dump_keys(tmp_path / "keys", secret.evaluation_keys(bundle.key_needs()))
     expand_keys(tmp_path / "keys", tmp_path / "expanded", p, bundle.key_needs())
     backend = make_backend(p, "cpu", threads=2)
     evaluator = CkksEvaluator(

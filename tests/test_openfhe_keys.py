@@ -15,7 +15,7 @@ from openfhe_side import chosen, own_keys
 from seal_side import centred_phase, encrypt, error_bound, expanded_keys, switch_bound
 from toy import make_parameters
 
-from ckks import wire
+from ckks import wire_keys
 from ckks.errors import EvaluationError, KeyFileError
 from ckks.evaluator import CkksEvaluator
 from ckks.parameters import Parameters
@@ -253,6 +253,6 @@ def test_secrets_are_not_shown_or_copied() -> None:
 def test_a_public_key_encrypts_for_it() -> None:
     p = PARAMETERS[3]
     key = KEYS[p]
-    public = PublicKey(wire.load_public_key(wire.dump_public_key(key.public_key()), p))
+    public = PublicKey(wire_keys.load_public_key(wire_keys.dump_public_key(key.public_key()), p))
     values = RNG.uniform(-1, 1, p.slots)
     assert np.abs(key.decrypt(public.encrypt(values, 2, 2.0**36)) - values).max() < 8 * p.degree / 2.0**36

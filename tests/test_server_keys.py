@@ -16,7 +16,7 @@ from serving import Keyed, Server, assert_problem
 
 from ckks.modelfile import CompiledModel
 from ckks.types import KeyNeeds
-from ckks.wire import dump_keys, key_file_size
+from ckks.wire_keys import dump_keys, key_file_size
 
 PART = {"Content-Type": "application/offset+octet-stream"}
 

@@ -16,7 +16,8 @@ from ckks.errors import MissingKeyError, RemoteError
 from ckks.expanded import expand_keys, expanded_bytes, map_keys
 from ckks.modelfile import CompiledModel
 from ckks.types import EvaluationKeys, KeyNeeds
-from ckks.wire import dump_ciphertext, dump_keys
+from ckks.wire import dump_ciphertext
+from ckks.wire_keys import dump_keys
 from he_serve import frames
 from he_serve.client import Client
 from he_serve.worker import JobCancelledError, MappedKeys, evaluate, load_models

@@ -18,7 +18,7 @@ from samples import (
     wide_parameters,
 )
 
-from ckks import seeds, wire
+from ckks import seeds, wire, wire_keys
 from ckks.errors import FormatError
 from ckks.expanded import expand_keys, map_keys
 from ckks.parameters import Parameters
@@ -63,8 +63,8 @@ def test_key_file_round_trip(tmp_path: Path) -> None:
         needs = KeyNeeds(p.max_level - 1, {1: p.max_level, 5: 0})
         keys = random_keys(p, needs, RNG)
         source, target = tmp_path / "keys", tmp_path / "expanded"
-        wire.dump_keys(source, keys)
-        least, most = wire.key_file_size(p, needs)
+        wire_keys.dump_keys(source, keys)
+        least, most = wire_keys.key_file_size(p, needs)
         assert least < source.stat().st_size <= most
         expand_keys(source, target, p, needs)
         mapped = map_keys(target, p)
@@ -82,8 +82,8 @@ def test_key_file_round_trip(tmp_path: Path) -> None:
 def test_public_key_round_trip_and_refusals(p: Parameters) -> None:
     rows = tuple(range(len(p.moduli)))
     key = SeededPublicKey(p, random_residues(p, (), rows, RNG), RNG.bytes(32))
-    data = wire.dump_public_key(key)
-    loaded = wire.load_public_key(data, p)
+    data = wire_keys.dump_public_key(key)
+    loaded = wire_keys.load_public_key(data, p)
     assert np.array_equal(loaded.b, key.b) and loaded.seed == key.seed
     other = PARAMETERS[p is PARAMETERS[0]]
     ciphertext = wire.dump_ciphertext(p, random_ciphertext(p, 0, RNG))
@@ -92,13 +92,13 @@ def test_public_key_round_trip_and_refusals(p: Parameters) -> None:
         data[:-1],
         data + b"\0",
         data + bytes(1 << 20),
-        wire.dump_public_key(key)[8:],
+        wire_keys.dump_public_key(key)[8:],
         ciphertext,
     ):
         with pytest.raises(FormatError):
-            wire.load_public_key(bad, p)
+            wire_keys.load_public_key(bad, p)
     with pytest.raises(FormatError):
-        wire.load_public_key(data, other)
+        wire_keys.load_public_key(data, other)
 
 
 def _header(data: bytes) -> tuple[dict, bytes]:
@@ -243,16 +243,16 @@ def test_ten_thousand_fuzzed_key_files(tmp_path: Path) -> None:
     p = small_parameters()
     needs = KeyNeeds(0, {1: 0})
     source = tmp_path / "keys"
-    wire.dump_keys(source, random_keys(p, needs, RNG))
+    wire_keys.dump_keys(source, random_keys(p, needs, RNG))
     data = source.read_bytes()
     header_bytes = 8 + struct.unpack_from("<Q", data)[0]
     rng, refused = np.random.default_rng(12), 0
-    names = wire.key_names(p, needs)
+    names = wire_keys.key_names(p, needs)
     q = np.array([p.moduli[r] for r in p.extended_rows(0)], np.uint64)[:, None]
     for _ in range(10_000):
         source.write_bytes(_mutate(data, rng, header_bytes))
         try:
-            file = wire.KeyFile(source, p, needs)
+            file = wire_keys.KeyFile(source, p, needs)
             keys = [file.read(name) for name in names]
         except FormatError:
             refused += 1
@@ -264,6 +264,6 @@ def test_ten_thousand_fuzzed_key_files(tmp_path: Path) -> None:
 def test_keys_for_another_model_are_refused(tmp_path: Path) -> None:
     model = tiny_model()
     p, needs = model.bundle.checked_parameters(), model.bundle.key_needs()
-    wire.dump_keys(tmp_path / "keys", random_keys(p, KeyNeeds(1, {1: 2}), RNG))
+    wire_keys.dump_keys(tmp_path / "keys", random_keys(p, KeyNeeds(1, {1: 2}), RNG))
     with pytest.raises(FormatError, match="this model's keys"):
-        wire.KeyFile(tmp_path / "keys", p, needs)
+        wire_keys.KeyFile(tmp_path / "keys", p, needs)

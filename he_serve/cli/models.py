@@ -254,7 +254,8 @@ def _parts(spec: InputSpec | OutputSpec) -> str:
 def _show(path: Path, as_json: bool, circuit: bool = False) -> None:
     """Describe a compiled model, after checking all of it."""
     from ckks.modelfile import load_model
-    from ckks.wire import ciphertexts_limit, key_file_size
+    from ckks.wire import ciphertexts_limit
+    from ckks.wire_keys import key_file_size
 
     model = load_model(path)
     bundle, p = model.bundle, model.bundle.checked_parameters()
