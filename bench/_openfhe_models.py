@@ -52,7 +52,7 @@ class Side:
     def run(self, row: int) -> dict[str, Any]:
         """Evaluate the circuit on one row."""
         start = time.perf_counter()
-        self.outputs[row] = run(self.model.circuit, self.inputs[row], self.circuit.evaluator)
+        self.outputs[row] = run(self.model.circuit, dict(self.inputs[row]), self.circuit.evaluator)
         return {"seconds": time.perf_counter() - start}
 
     def logits(self, row: int) -> dict[str, Any]:
