@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckks.backends import Rows
+from ckks.backends import Rows, checks
 from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import Engine, empty, instruction_sets
-from ckks.packed import Bytes, Packed, packed_bytes
+from ckks.packed import Bytes, Packed
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
 from ckks.types import KeySwitchKey, Residues
@@ -93,7 +93,7 @@ class CpuBackend:
         return out
 
     def times_p(self, x: Residues, level: int) -> Residues:
-        p, rows = self.parameters, self._extended_rows(level)
+        p, rows = self.parameters, checks.extended_rows(self.parameters, level)
         factors = np.array([p.special_product % q for q in p.data_primes[: level + 1]], dtype=np.uint64)
         multiplied = self.multiply_scalars(x, factors, rows[: level + 1])
         zeros = np.zeros((*x.shape[:-2], len(p.special_primes), p.degree), dtype=np.uint64)
@@ -102,17 +102,11 @@ class CpuBackend:
     def multiply_sums(
         self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
     ) -> Residues:
-        self._require_rows(rows)
-        n, count = self.parameters.degree, len(plains.data)
-        if not sums or not all(sums):
-            raise EvaluationError("every sum needs a product")
-        if any(not (0 <= i < len(terms) and 0 <= j < count) for one in sums for i, j in one):
-            raise EvaluationError("a product names a term or a plaintext that does not exist")
-        if plains.length < 1 or n % plains.length:
-            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {plains.length}")
+        checks.require_sums(self.parameters, len(terms), plains, sums, rows)
+        n = self.parameters.degree
         shape = (2, len(rows), n)
         terms = [_array(t, shape) for t in terms]
-        data = self._packed(plains, (count,), rows)
+        data = self._packed(plains, (len(plains.data),), rows)
         out = empty((len(sums), *shape))
         self._engine.multiply_sums(terms, data, sums, plains.length, out, rows)
         return out
@@ -140,7 +134,7 @@ class CpuBackend:
         return out
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
-        self._require_rows(rows)
+        checks.require_rows(self.parameters, rows)
         shape = (len(rows), self.parameters.degree)
         out = empty((3, *shape))
         self._engine.tensor(_array(a, (2, *shape)), _array(b, (2, *shape)), out, rows)
@@ -149,11 +143,11 @@ class CpuBackend:
     def automorphism(self, x: Residues, element: int) -> Residues:
         x = _array(x, (..., self.parameters.degree))
         out = empty(x.shape)
-        self._engine.automorphism(x, out, self._element(element))
+        self._engine.automorphism(x, out, checks.galois_element(self.parameters, element))
         return out
 
     def decompose(self, x: Residues, level: int) -> Residues:
-        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        n, rows = self.parameters.degree, len(checks.extended_rows(self.parameters, level))
         x = _array(x, (level + 1, n))
         out = empty((len(self.parameters.digits(level)), rows, n))
         self._engine.decompose(x, out, level)
@@ -167,11 +161,13 @@ class CpuBackend:
         element: int = 1,
         moved: Residues | None = None,
     ) -> Residues:
-        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        n, rows = self.parameters.degree, len(checks.extended_rows(self.parameters, level))
         digits = _array(digits, (len(self.parameters.digits(level)), rows, n))
         array, moved = self._key_operands(key, level, moved)
         out = empty((2, rows, n))
-        self._engine.key_product(digits, array, moved, out, level, key.level, self._element(element))
+        self._engine.key_product(
+            digits, array, moved, out, level, key.level, checks.galois_element(self.parameters, element)
+        )
         return out
 
     def key_switch(
@@ -182,23 +178,25 @@ class CpuBackend:
         element: int = 1,
         moved: Residues | None = None,
     ) -> Residues:
-        n, rows = self.parameters.degree, len(self._extended_rows(level))
+        n, rows = self.parameters.degree, len(checks.extended_rows(self.parameters, level))
         x = _array(x, (level + 1, n))
         array, moved = self._key_operands(key, level, moved)
         out = empty((2, rows, n))
-        self._engine.key_switch(x, array, moved, out, level, key.level, self._element(element))
+        self._engine.key_switch(
+            x, array, moved, out, level, key.level, checks.galois_element(self.parameters, element)
+        )
         return out
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         n = self.parameters.degree
-        x = _array(x, (..., len(self._extended_rows(level)), n))
+        x = _array(x, (..., len(checks.extended_rows(self.parameters, level)), n))
         out = empty((*x.shape[:-2], level + 1, n))
         self._engine.mod_down(x, out, level)
         return out
 
     def rescale(self, x: Residues, level: int) -> Residues:
         n = self.parameters.degree
-        self._extended_rows(level)
+        checks.extended_rows(self.parameters, level)
         if level == 0:
             raise EvaluationError("a ciphertext at level 0 cannot be rescaled; compile with one more level")
         x = _array(x, (..., level + 1, n))
@@ -206,46 +204,25 @@ class CpuBackend:
         self._engine.rescale(x, out, level)
         return out
 
-    def _require_rows(self, rows: Rows) -> None:
-        if not rows or not all(0 <= r < len(self.parameters.moduli) for r in rows):
-            raise EvaluationError(f"rows must name primes 0..{len(self.parameters.moduli) - 1}, got {rows}")
-
-    def _extended_rows(self, level: int) -> Rows:
-        if not 0 <= level <= self.parameters.max_level:
-            raise EvaluationError(f"levels go from 0 to {self.parameters.max_level}, got {level}")
-        return self.parameters.extended_rows(level)
-
     def _key_operands(
         self, key: KeySwitchKey, level: int, moved: Residues | None
     ) -> tuple[Bytes, Residues | None]:
-        n, rows = self.parameters.degree, len(self._extended_rows(level))
-        key_rows = self._extended_rows(key.level)
+        n, rows = self.parameters.degree, len(checks.extended_rows(self.parameters, level))
+        key_rows = checks.extended_rows(self.parameters, key.level)
         if key.level < level or key.digits.length != n:
             raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
         array = self._packed(key.digits, (len(self.parameters.digits(key.level)), 2), key_rows)
         if moved is not None:
             moved = _array(moved, (..., n))
-            if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, rows):
-                raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
+            checks.require_moved(moved.shape, level, rows)
         return array, moved
 
     def _packed(self, x: Packed, leading: tuple[int, ...], rows: Rows) -> Bytes:
-        moduli = tuple(self.parameters.moduli[r] for r in rows)
-        shape = (*leading, packed_bytes(moduli, x.length))
-        if x.moduli != moduli or x.data.shape != shape or x.data.dtype != np.uint8:
-            raise EvaluationError(
-                f"packed rows of {len(x.moduli)} primes do not fit; got the shape {x.data.shape}, needed {shape} "
-                f"for rows {rows}"
-            )
+        checks.require_packed(self.parameters, x, leading, rows)
         return np.ascontiguousarray(x.data)
 
-    def _element(self, element: int) -> int:
-        if element % 2 == 0:
-            raise EvaluationError(f"a Galois element is odd, got {element}")
-        return element % (2 * self.parameters.degree)
-
     def _polynomials(self, x: Residues, rows: Rows) -> Residues:
-        self._require_rows(rows)
+        checks.require_rows(self.parameters, rows)
         return _array(x, (..., len(rows), self.parameters.degree))
 
     def _operands(self, a: Residues, b: Residues, rows: Rows) -> tuple[Residues, Residues]:

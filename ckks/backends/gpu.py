@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ckks.backends import Rows
+from ckks.backends import Rows, checks
 from ckks.backends.device import THREADS, Device
 from ckks.backends.gpu_passes import Passes
 from ckks.errors import DeviceError, EvaluationError
@@ -94,25 +94,19 @@ class GpuBackend:
         return self._times(a, self.device.upload(scalars), rows, len(rows))
 
     def times_p(self, x: Residues, level: int) -> Residues:
-        p, data, rows = self.parameters, self.parameters.data_rows(level), self._extended_rows(level)
+        p, rows = self.parameters, checks.extended_rows(self.parameters, level)
         scalars = self._passes.constant(
             ("P", level),
             lambda: np.array([p.special_product % q for q in p.data_primes[: level + 1]], dtype=np.uint64),
         )
-        return self._times(x, scalars, data, len(rows))
+        return self._times(x, scalars, rows[: level + 1], len(rows))
 
     def multiply_sums(
         self, terms: list[Residues], plains: Packed, sums: Sequence[Sequence[tuple[int, int]]], rows: Rows
     ) -> Residues:
-        self._require_rows(rows)
-        n, size, limit = self.parameters.degree, len(plains.data), (len(terms), len(plains.data))
+        checks.require_sums(self.parameters, len(terms), plains, sums, rows)
+        n, size = self.parameters.degree, len(plains.data)
         products = [product for one in sums for product in one]
-        if not products or not all(sums):
-            raise EvaluationError("every sum needs a product")
-        if any(not (0 <= i < limit[0] and 0 <= j < limit[1]) for i, j in products):
-            raise EvaluationError("a product names a term or a plaintext that does not exist")
-        if plains.length < 1 or n % plains.length:
-            raise EvaluationError(f"a plaintext holds a divisor of {n} values a row, got {plains.length}")
         shape = (2, len(rows), n)
         inputs = [self.device.upload(self._checked(t, shape)) for t in terms]
         data, layout = self._packed(plains, (size,), rows)
@@ -140,7 +134,7 @@ class GpuBackend:
         )
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
-        self._require_rows(rows)
+        checks.require_rows(self.parameters, rows)
         shape = (len(rows), self.parameters.degree)
         x, y = (self.device.upload(self._checked(v, (2, *shape))) for v in (a, b))
         out = self.device.empty((3, *shape))
@@ -159,7 +153,7 @@ class GpuBackend:
     def automorphism(self, x: Residues, element: int) -> Residues:
         a = self.device.upload(self._checked(x, (..., self.parameters.degree)))
         out = self.device.empty(a.shape)
-        arguments = (a, out, self._element(element), self._log_n)
+        arguments = (a, out, checks.galois_element(self.parameters, element), self._log_n)
         grid = self._passes.wide(a.size // self.parameters.degree)
         self.device.launch("automorphism_rows", grid, arguments, words=2 * a.size)
         return self._like(x, out)
@@ -175,7 +169,7 @@ class GpuBackend:
         element: int = 1,
         moved: Residues | None = None,
     ) -> Residues:
-        p, rows = self.parameters, self._extended_rows(level)
+        p, rows = self.parameters, checks.extended_rows(self.parameters, level)
         shape = (len(p.digits(level)), len(rows), p.degree)
         a = self.device.upload(self._checked(digits, shape))
         return self._like(digits, self._product(a, key, level, element, moved))
@@ -191,12 +185,12 @@ class GpuBackend:
         return self._like(x, self._product(self._digits(x, level), key, level, element, moved))
 
     def mod_down(self, x: Residues, level: int) -> Residues:
-        rows = self._extended_rows(level)
+        rows = checks.extended_rows(self.parameters, level)
         a = self.device.upload(self._checked(x, (..., len(rows), self.parameters.degree)))
         return self._like(x, self._passes.divide(a, rows[: level + 1], rows[level + 1 :]))
 
     def rescale(self, x: Residues, level: int) -> Residues:
-        rows = self._extended_rows(level)[: level + 1]
+        rows = checks.extended_rows(self.parameters, level)[: level + 1]
         if level == 0:
             raise EvaluationError("a ciphertext at level 0 cannot be rescaled; compile with one more level")
         a = self.device.upload(self._checked(x, (..., len(rows), self.parameters.degree)))
@@ -230,16 +224,16 @@ class GpuBackend:
         return self._like(a, out)
 
     def _digits(self, x: Residues, level: int) -> Any:
-        rows = self._extended_rows(level)
+        rows = checks.extended_rows(self.parameters, level)
         a = self.device.upload(self._checked(x, (level + 1, self.parameters.degree)))
         groups = tuple(tuple(range(*limits)) for limits in self.parameters.digits(level))
         return self._passes.digits(a, groups, rows)
 
     def _product(self, digits: Any, key: KeySwitchKey, level: int, element: int, moved: Any) -> Any:
-        p, n, rows = self.parameters, self.parameters.degree, self._extended_rows(level)
+        p, n, rows = self.parameters, self.parameters.degree, checks.extended_rows(self.parameters, level)
         if key.level < level:
             raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
-        key_rows = self._extended_rows(key.level)
+        key_rows = checks.extended_rows(self.parameters, key.level)
         if key.digits.length != n:
             raise EvaluationError(f"a key for rings of {key.digits.length} coefficients, not of {n}")
         array, _ = self._packed(key.digits, (len(p.digits(key.level)), 2), key_rows)
@@ -248,8 +242,7 @@ class GpuBackend:
         halves, moved_rows, moves = 0, 0, digits  # any array where there is none to move
         if moved is not None:
             self._checked(moved, (..., n))
-            if moved.ndim != 3 or moved.shape[0] > 2 or moved.shape[1] not in (level + 1, len(rows)):
-                raise EvaluationError(f"what moves with a key product cannot have the shape {moved.shape}")
+            checks.require_moved(moved.shape, level, len(rows))
             (halves, moved_rows), moves = moved.shape[:2], self.device.upload(moved)
         out, count = self.device.empty((2, len(rows), n)), digits.shape[0]
         moved_values = halves * moved_rows * n
@@ -268,7 +261,7 @@ class GpuBackend:
                 factors,
                 *self._passes.table(rows),
                 *shape,
-                self._element(element),
+                checks.galois_element(self.parameters, element),
                 self._log_n,
             ),
             words=(count + 2) * len(rows) * n + 2 * count * used_bytes // 8 + moved_values,
@@ -283,32 +276,13 @@ class GpuBackend:
         return self.device.download(out) if isinstance(x, np.ndarray) else cast(Residues, out)
 
     def _polynomials(self, x: Residues, rows: Rows) -> Any:
-        self._require_rows(rows)
+        checks.require_rows(self.parameters, rows)
         return self.device.upload(self._checked(x, (..., len(rows), self.parameters.degree)))
-
-    def _require_rows(self, rows: Rows) -> None:
-        if not rows or not all(0 <= r < len(self.parameters.moduli) for r in rows):
-            raise EvaluationError(f"rows must name primes 0..{len(self.parameters.moduli) - 1}, got {rows}")
-
-    def _extended_rows(self, level: int) -> Rows:
-        if not 0 <= level <= self.parameters.max_level:
-            raise EvaluationError(f"levels go from 0 to {self.parameters.max_level}, got {level}")
-        return self.parameters.extended_rows(level)
 
     def _packed(self, x: Packed, leading: tuple[int, ...], rows: Rows) -> tuple[Any, Any]:
         """Packed polynomials on the device, to stay there, and the layout of their rows."""
-        moduli = tuple(self._passes.moduli_of(rows))
-        shape = (*leading, packed_bytes(moduli, x.length))
-        if x.moduli != moduli or x.data.shape != shape or x.data.dtype != np.uint8:
-            raise EvaluationError(
-                f"packed rows do not fit; got the shape {x.data.shape}, needed {shape} for rows {rows}"
-            )
+        checks.require_packed(self.parameters, x, leading, rows)
         return self.device.keep(x.data), self._passes.layout(rows, x.length, rows)
-
-    def _element(self, element: int) -> int:
-        if element % 2 == 0:
-            raise EvaluationError(f"a Galois element is odd, got {element}")
-        return element % (2 * self.parameters.degree)
 
     def _checked(self, x: Any, shape: tuple[object, ...]) -> Any:
         """x itself, if it is a host or device array of this shape; a leading `...` stands for any leading axes."""
