@@ -32,6 +32,8 @@ from keys.switching import (
     does_not_fit,
     each_member,
     full_slots,
+    secret_rows,
+    ternary,
 )
 
 STATISTICAL_BITS = 30  # of flooding noise over the noise it hides: OpenFHE's default
@@ -59,9 +61,7 @@ class SecretKey:
         self.parameters, self.key_id, self.created = parameters, key_id, created
         self._coefficients = coefficients.astype(np.int8)
         self._backend = make_backend(parameters)
-        moduli = np.array(parameters.moduli, dtype=np.uint64)[:, None]
-        residues = np.where(coefficients < 0, moduli - np.uint64(1), np.abs(coefficients).astype(np.uint64))
-        self._ntt = self._backend.forward(residues, tuple(range(len(parameters.moduli))))
+        self._ntt = secret_rows(self._backend, coefficients)
         self._slots = _openfhe_slots(parameters.slots)
         self._templates = _templates(parameters)
         self._scale = 2.0**self._templates.key.context.scale_bits
@@ -79,12 +79,9 @@ class SecretKey:
         drawn = openfhe_bytes.read_secret_key(
             openfhe.Serialize(context.KeyGen().secretKey, openfhe.BINARY)
         ).residues[0]
-        first = make_backend(parameters).inverse(np.ascontiguousarray(drawn[:1]), (0,))[0]
-        coefficients = np.where(
-            first == np.uint64(parameters.moduli[0] - 1), -1, np.minimum(first, 2).astype(np.int64)
-        )
+        coefficients = ternary(make_backend(parameters), drawn[:1])
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return SecretKey(parameters, coefficients.astype(np.int8), secrets.token_hex(16), created)
+        return SecretKey(parameters, coefficients, secrets.token_hex(16), created)
 
     def __repr__(self) -> str:
         return f"SecretKey(key_id={self.key_id!r}, parameters={self.parameters})"

@@ -20,7 +20,16 @@ from ckks.parameters import Parameters
 from ckks.seeds import expand
 from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKeys, SeededPublicKey, Slots
 from keys import seal_bytes
-from keys.switching import Progress, Switching, check_ciphertext, does_not_fit, each_member, full_slots
+from keys.switching import (
+    Progress,
+    Switching,
+    check_ciphertext,
+    does_not_fit,
+    each_member,
+    full_slots,
+    secret_rows,
+    ternary,
+)
 
 _MAX_OVERHEAD = 4096  # bytes of a SEAL object beside its residues
 
@@ -42,16 +51,13 @@ class SecretKey:
         self._backend = make_backend(parameters)
         self._context = _seal_context(parameters)
         self._parms_ids = _parms_ids(self._context, parameters)
-        moduli = np.array(parameters.moduli, dtype=np.uint64)[:, None]
-        residues = np.where(coefficients < 0, moduli - np.uint64(1), np.abs(coefficients).astype(np.uint64))
-        rows = tuple(range(len(parameters.moduli)))
-        self._ntt = self._backend.forward(residues, rows)
+        self._ntt = secret_rows(self._backend, coefficients)
         seal_key = sealapi.SecretKey()
         self._version = _seal_version(self._context)
         _load(
             seal_key,
             self._context,
-            seal_bytes.write_secret_key(self._ntt, self._parms_ids[len(rows)], self._version),
+            seal_bytes.write_secret_key(self._ntt, self._parms_ids[len(parameters.moduli)], self._version),
         )
         self._encryptor = sealapi.Encryptor(self._context, seal_key)
         self._decryptor = sealapi.Decryptor(self._context, seal_key)
@@ -64,12 +70,9 @@ class SecretKey:
         seal_key = sealapi.KeyGenerator(_seal_context(parameters)).secret_key()
         size = 8 * len(parameters.moduli) * parameters.degree
         residues = seal_bytes.read_secret_key(_dump(seal_key, size).members, len(parameters.moduli))
-        first = make_backend(parameters).inverse(np.ascontiguousarray(residues[:1]), (0,))[0]
-        coefficients = np.where(
-            first == np.uint64(parameters.moduli[0] - 1), -1, np.minimum(first, 2).astype(np.int64)
-        )
+        coefficients = ternary(make_backend(parameters), residues[:1])
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return SecretKey(parameters, coefficients.astype(np.int8), secrets.token_hex(16), created)
+        return SecretKey(parameters, coefficients, secrets.token_hex(16), created)
 
     def __repr__(self) -> str:
         return f"SecretKey(key_id={self.key_id!r}, parameters={self.parameters})"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ckks.backends import Backend
 from ckks.errors import EvaluationError
@@ -105,6 +106,20 @@ class Switching:
             b[start:stop] = self.backend.add(b[start:stop], gadget[start:stop], data_rows[start:stop])
             digits.append(b)
         return SeededKey(np.stack(digits), seed, level)
+
+
+def ternary(backend: Backend, row: Residues) -> npt.NDArray[np.int8]:
+    """The coefficients of a secret key, int8 [N], from its first row, uint64 [1][N], NTT."""
+    first = backend.inverse(np.ascontiguousarray(row), (0,))[0]
+    minus_one = np.uint64(backend.parameters.moduli[0] - 1)
+    return np.where(first == minus_one, -1, np.minimum(first, 2).astype(np.int64)).astype(np.int8)
+
+
+def secret_rows(backend: Backend, coefficients: npt.NDArray[np.int8]) -> Residues:
+    """A secret key over all rows, uint64 [row][N], NTT, from its ternary coefficients."""
+    moduli = np.array(backend.parameters.moduli, dtype=np.uint64)[:, None]
+    residues = np.where(coefficients < 0, moduli - np.uint64(1), np.abs(coefficients).astype(np.uint64))
+    return backend.forward(residues, tuple(range(len(backend.parameters.moduli))))
 
 
 def each_member(stack: Ciphertext, decrypt: Callable[[Ciphertext], Slots]) -> Slots:
