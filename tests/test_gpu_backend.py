@@ -23,26 +23,35 @@ from ckks.packed import Packed, pack
 from ckks.types import KeySwitchKey
 
 SHIM = Shim()
-KINDS_OF_DEVICE = [*ORDERS, pytest.param("gpu", marks=pytest.mark.gpu)]
+ON_GPU = [pytest.param(kind, marks=pytest.mark.gpu) for kind in ("gpu", "gpu, doubles")]
+KINDS_OF_DEVICE = [*ORDERS, *(f"{order}, doubles" for order in ORDERS), *ON_GPU]
 # Residues packed in 4, 6 and 8 bytes, one source and several, more products than fit a sum; larger rings are for the transforms below.
-SMALL = ("30_bits", "60_bits", "30_bits_pairs", "20_and_49_bits")
+SMALL = ("30_bits", "60_bits", "30_bits_pairs", "20_and_49_bits", "49_bits")
 LARGER = ("40_and_60_bits", "60_bits_triples", "24_bits_nine_products")
 
 
-@lru_cache(maxsize=1)
-def stand_in() -> Device:
-    return Device(StandIn(SHIM), "stand-in", 1 << 30)
+@lru_cache(maxsize=2)
+def stand_in(doubles: bool) -> Device:
+    return Device(StandIn(SHIM), "stand-in", 1 << 30, doubles=doubles)
+
+
+@lru_cache(maxsize=2)
+def gpu(doubles: bool) -> Device:
+    """With both arithmetics, whichever suits this GPU."""
+    try:
+        on = open_device()
+    except DeviceError as error:
+        pytest.skip(f"NOT RUN ON A GPU: {error}")
+    return Device(on.library, on.name, on.cache.budget, doubles=doubles)
 
 
 def device(kind: str) -> Device:
-    """The stand-in with an order of threads, or the GPU of this machine."""
-    if kind == "gpu":
-        try:
-            return open_device()
-        except DeviceError as error:
-            pytest.skip(f"NOT RUN ON A GPU: {error}")
-    SHIM.order = kind
-    return stand_in()
+    """The stand-in with an order of threads, or the GPU of this machine; on integers unless it says otherwise."""
+    where, doubles = kind.removesuffix(", doubles"), kind.endswith("doubles")
+    if where == "gpu":
+        return gpu(doubles)
+    SHIM.order = where
+    return stand_in(doubles)
 
 
 @lru_cache(maxsize=16)
@@ -57,12 +66,13 @@ def test_every_function(name: str, kind: str) -> None:
     checks.check_transforms(b, p)
     checks.check_element_wise(b, p)
     checks.check_sums(b, p)
+    checks.check_matrix(b, p)
     checks.check_key_switching(b, p)
     checks.check_division(b, p)
     checks.check_ties(b, p)
 
 
-@pytest.mark.parametrize("kind", ["shuffled", KINDS_OF_DEVICE[-1]])
+@pytest.mark.parametrize("kind", ["shuffled", "shuffled, doubles", *ON_GPU])
 @pytest.mark.parametrize("name", LARGER)
 def test_wide_digits(name: str, kind: str) -> None:
     b, p = backend(name, device(kind)), parameters(name)
@@ -71,10 +81,10 @@ def test_wide_digits(name: str, kind: str) -> None:
     checks.check_ties(b, p)
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ON_GPU)
 @pytest.mark.parametrize("name", sorted(set(SETS) - {*SMALL, *LARGER}))
-def test_the_other_sets_on_a_device(name: str) -> None:
-    b, p = backend(name, device("gpu")), parameters(name)
+def test_the_other_sets_on_a_device(name: str, kind: str) -> None:
+    b, p = backend(name, device(kind)), parameters(name)
     for check in (
         checks.check_transforms,
         checks.check_key_switching,
@@ -88,7 +98,7 @@ def test_the_other_sets_on_a_device(name: str) -> None:
 @pytest.mark.parametrize("log_degree", range(12, 18))
 def test_transforms_of_every_ring(log_degree: int, kind: str) -> None:
     degree = 1 << log_degree
-    moduli = primes_near(degree, 60, 1) + primes_near(degree, 30, 1)
+    moduli = primes_near(degree, 60, 1) + primes_near(degree, 49, 1)
     passes, on = Passes(device(kind), degree, moduli), device(kind)
     q = np.array(moduli, dtype=np.uint64)[:, None]
     x = np.random.default_rng(log_degree).integers(0, q, (2, degree), dtype=np.uint64)

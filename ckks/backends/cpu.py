@@ -115,20 +115,11 @@ class CpuBackend:
         self, stacks: Sequence[Residues], terms: Residues, factors: Residues, outputs: int, rows: Rows
     ) -> Residues:
         stacks = [self._polynomials(x, rows) for x in stacks]
-        member = stacks[0].shape[1:] if stacks else ()
-        if len(member) != 3 or any(x.shape[1:] != member for x in stacks) or outputs < 1:
-            shapes = [x.shape for x in stacks]
-            raise EvaluationError(f"a matrix maps stacks of ciphertexts to one, got {shapes} to {outputs}")
-        inputs = sum(map(len, stacks))
-        count = np.shape(terms)[-1:]
-        if count == () or count == (0,):
+        checks.require_matrix(self.parameters, [x.shape for x in stacks], terms, factors, outputs, rows)
+        member, count = stacks[0].shape[1:], terms.shape[1]
+        if count == 0:
             return np.zeros((outputs, *member), dtype=np.uint64)
-        terms, factors = _array(terms, (2, *count)), _array(factors, (len(rows), *count))
-        moduli = np.array([self.parameters.moduli[r] for r in rows], dtype=np.uint64)
-        if (np.diff(terms[0].view(np.int64)) < 0).any() or (terms.max(axis=1) >= (outputs, inputs)).any():
-            raise EvaluationError("the terms of a matrix must lie in it, in the order of its outputs")
-        if (factors >= moduli[:, None]).any():
-            raise EvaluationError("a factor is not reduced modulo the prime of its row")
+        terms, factors = _array(terms, (2, count)), _array(factors, (len(rows), count))
         out = empty((outputs, *member))
         self._engine.matrix(stacks, terms, factors, out, member[0], rows)
         return out
