@@ -80,7 +80,7 @@ def load_models(
     for path in paths:
         model = load_model(Path(path))
         p = model.bundle.checked_parameters()
-        key = p.digest, backend_for(backend_name, model.bundle)
+        key = p.digest, backend_for(backend_name, model.circuit)
         if key not in backends:
             backends[key] = make_backend(p, key[1], threads)
         backend = backends[key]

@@ -42,6 +42,7 @@ def check_element_wise(b: Backend, p: Parameters) -> None:
                 assert_same(getattr(b, function)(a, other, rows), expected)
         scalars = a[0, :, 1].copy()
         assert_same(b.multiply_scalars(a, scalars, rows), reference.multiply_scalars(a, scalars, rows))
+        assert_same(b.add_scalars(a, scalars, rows), reference.add_scalars(a, scalars, rows))
         x, y = a[:2], residues(p, rows, 2, kind=kind, seed=3)
         assert_same(b.tensor(x, y, rows), reference.tensor(x, y, rows))
         x = residues(p, data, 3, kind=kind, seed=4)

@@ -13,7 +13,7 @@ from test_backends import SETS, assert_same, parameters, primes_near, residues
 
 from bench._stand_in import StandIn
 from ckks import modular
-from ckks.backends import make_backend
+from ckks.backends import gpu_passes, make_backend
 from ckks.backends.device import Device
 from ckks.backends.device_cache import DeviceCache
 from ckks.backends.gpu import GpuBackend, open_device
@@ -106,6 +106,16 @@ def test_transforms_of_every_ring(log_degree: int, kind: str) -> None:
     values = np.stack([modular.forward_ntt(row, m) for row, m in zip(x, moduli, strict=True)])
     assert_same(on.download(passes.forward(on.upload(x), (0, 1))), values)
     assert_same(on.download(passes.inverse(on.upload(values), (0, 1))), x)
+
+
+def test_stacks_of_more_rows_than_one_axis_of_a_grid_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_passes._counted(65535) == (65535, 1)
+    assert gpu_passes._counted(32749 * 2 * 7) == (65498, 7)  # a prime number of members
+    monkeypatch.setattr(gpu_passes, "_COUNTED", 5)
+    b, p = backend("30_bits", device("forward")), parameters("30_bits")
+    checks.check_element_wise(b, p)
+    checks.check_division(b, p)
+    checks.check_transforms(b, p)
 
 
 def test_results_lie_where_the_first_array_lies() -> None:

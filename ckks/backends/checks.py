@@ -19,6 +19,12 @@ def require_rows(p: Parameters, rows: Rows) -> None:
         raise EvaluationError(f"rows must name primes 0..{len(p.moduli) - 1}, got {rows}")
 
 
+def require_scalars(p: Parameters, scalars: Residues, rows: Rows) -> None:
+    """Raise EvaluationError unless scalars [row] are residues modulo the primes of their rows."""
+    if any(int(w) >= p.moduli[r] for w, r in zip(scalars, rows, strict=True)):
+        raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+
+
 def extended_rows(p: Parameters, level: int) -> Rows:
     """The data rows of a level and the special rows. Raises EvaluationError for a level that does not exist."""
     if not 0 <= level <= p.max_level:

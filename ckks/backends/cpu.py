@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ckks import modular
 from ckks.backends import Rows, checks
 from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import Engine, empty, instruction_sets
@@ -55,6 +56,9 @@ class CpuBackend:
     def download(self, x: Residues) -> Residues:
         return x
 
+    def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
+        return empty(shape)
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         x, out = self._polynomials(x, rows), empty(x.shape)
         self._engine.forward(x, out, rows)
@@ -86,11 +90,17 @@ class CpuBackend:
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         a = self._polynomials(a, rows)
         scalars = _array(scalars, (len(rows),))
-        if any(int(w) >= self.parameters.moduli[r] for w, r in zip(scalars, rows, strict=True)):
-            raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+        checks.require_scalars(self.parameters, scalars, rows)
         out = empty(a.shape)
         self._engine.multiply_scalars(a, scalars, out, rows)
         return out
+
+    def add_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        a = self._polynomials(a, rows)
+        scalars = _array(scalars, (len(rows),))
+        checks.require_scalars(self.parameters, scalars, rows)
+        q = np.array([self.parameters.moduli[r] for r in rows], dtype=np.uint64)
+        return modular.add(a, scalars[:, None], q[:, None])
 
     def times_p(self, x: Residues, level: int) -> Residues:
         p, rows = self.parameters, checks.extended_rows(self.parameters, level)

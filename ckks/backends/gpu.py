@@ -79,6 +79,10 @@ class GpuBackend:
     def download(self, x: Residues) -> Residues:
         return self.device.download(x)
 
+    def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
+        on_host = isinstance(x, np.ndarray)
+        return cast(Residues, np.empty(shape, dtype=np.uint64) if on_host else self.device.empty(shape))
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         return self._like(x, self._passes.forward(self._polynomials(x, rows), rows))
 
@@ -96,9 +100,18 @@ class GpuBackend:
 
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         self._checked(scalars, (len(rows),))
-        if any(int(w) >= q for w, q in zip(scalars, self._passes.moduli_of(rows), strict=True)):
-            raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+        checks.require_scalars(self.parameters, scalars, rows)
         return self._times(a, self.device.upload(scalars), rows, len(rows))
+
+    def add_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        x = self._polynomials(a, rows)
+        self._checked(scalars, (len(rows),))
+        checks.require_scalars(self.parameters, scalars, rows)
+        out = self.device.empty(x.shape)
+        arguments = (x, self.device.upload(scalars), out, *self._passes.table(rows), len(rows), self._log_n)
+        grid = self._passes.wide(x.size // self.parameters.degree)
+        self.device.launch("add_scalars_rows", grid, arguments, words=2 * x.size)
+        return self._like(a, out)
 
     def times_p(self, x: Residues, level: int) -> Residues:
         p, rows = self.parameters, checks.extended_rows(self.parameters, level)
@@ -156,7 +169,7 @@ class GpuBackend:
             (n // THREADS, size, outputs),
             (
                 self.device.upload(table),
-                self.device.upload(factors),
+                self.device.keep(factors),
                 out,
                 *self._passes.table(rows),
                 len(rows),

@@ -20,6 +20,7 @@ from ckks.backends.gpu_tables import (
 from ckks.types import Residues
 
 _BLOCK_STAGES = 9  # kLogBlock of ntt.cuh
+_COUNTED = 65535  # blocks along the second and the third axis of a grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +84,9 @@ class Passes:
             split[name] = count - split["double_" + name]
         return split
 
-    def wide(self, rows: int) -> tuple[int, int]:
+    def wide(self, rows: int) -> tuple[int, int, int]:
         """The grid of kernels with one thread for one position of so many rows."""
-        return self._degree // THREADS, rows
+        return self._degree // THREADS, *_counted(rows)
 
     def forward(self, x: Any, rows: Rows) -> Any:
         """Backend.forward."""
@@ -197,8 +198,8 @@ class Passes:
             self._device.doubles,
         )
 
-    def _tiles(self, rows: int) -> tuple[int, int]:
-        return self._degree // TILE, rows
+    def _tiles(self, rows: int) -> tuple[int, int, int]:
+        return self._degree // TILE, *_counted(rows)
 
     def _columns_work(self, rows: Rows, extra_words: int = 0, extra_products: int = 0) -> dict[str, int]:
         """For the counters. Few twiddles: all tiles of a row share them."""
@@ -212,3 +213,12 @@ class Passes:
         twiddles = sum(1 if on_doubles(self._moduli[row], self._device.doubles) else 2 for row in rows)
         words = 2 * values + twiddles * self._degree + extra_words
         return self.counts(rows, words, products=_BLOCK_STAGES * values // 2 + extra_products)
+
+
+def _counted(rows: int) -> tuple[int, int]:
+    """The second and third axis of a grid of so many rows (grid_row of modular.cuh): stacks have more than one axis counts.
+
+    The rows of a stack have a divisor of the right size, its members (ckks/bundle.py).
+    """
+    parts = next(parts for parts in range(-(-rows // _COUNTED), rows + 1) if rows % parts == 0)
+    return rows // parts, parts

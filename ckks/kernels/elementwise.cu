@@ -8,20 +8,20 @@ __device__ __forceinline__ unsigned position() { return blockIdx.x * kWide + thr
 // a, out: [polynomial][row_count][N]; b: the last b_rows of these rows, used again for every polynomial.
 extern "C" __global__ void __launch_bounds__(kWide)
 add_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned b_rows, unsigned log_n) {
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), other = (static_cast<size_t>(blockIdx.y % b_rows) << log_n) + position();
-    out[at] = add(a[at], b[other], primes[rows[blockIdx.y % row_count]].q);
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position(), other = (static_cast<size_t>(grid_row() % b_rows) << log_n) + position();
+    out[at] = add(a[at], b[other], primes[rows[grid_row() % row_count]].q);
 }
 
 extern "C" __global__ void __launch_bounds__(kWide)
 subtract_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned b_rows, unsigned log_n) {
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), other = (static_cast<size_t>(blockIdx.y % b_rows) << log_n) + position();
-    out[at] = subtract(a[at], b[other], primes[rows[blockIdx.y % row_count]].q);
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position(), other = (static_cast<size_t>(grid_row() % b_rows) << log_n) + position();
+    out[at] = subtract(a[at], b[other], primes[rows[grid_row() % row_count]].q);
 }
 
 extern "C" __global__ void __launch_bounds__(kWide)
 multiply_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned b_rows, unsigned log_n) {
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), other = (static_cast<size_t>(blockIdx.y % b_rows) << log_n) + position();
-    with_field(primes[rows[blockIdx.y % row_count]], [&](const auto& f) { out[at] = f.residue(f.product(f.enter(a[at]), f.enter(b[other]))); });
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position(), other = (static_cast<size_t>(grid_row() % b_rows) << log_n) + position();
+    with_field(primes[rows[grid_row() % row_count]], [&](const auto& f) { out[at] = f.residue(f.product(f.enter(a[at]), f.enter(b[other]))); });
 }
 
 // Row r of a polynomial of a [polynomial][a_rows][N] times scalars[r] -> row r of out [polynomial][out_rows][N]; the grid has out's rows, and
@@ -29,13 +29,21 @@ multiply_rows(const word* a, const word* b, word* out, const Prime* primes, cons
 extern "C" __global__ void __launch_bounds__(kWide)
 multiply_rows_by_scalars(const word* a, const word* scalars, word* out, const Prime* primes, const unsigned* rows, unsigned a_rows, unsigned out_rows,
                          unsigned log_n) {
-    const unsigned polynomial = blockIdx.y / out_rows, r = blockIdx.y % out_rows;
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position();
+    const unsigned polynomial = grid_row() / out_rows, r = grid_row() % out_rows;
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position();
     const word* from = a + (static_cast<size_t>(polynomial * a_rows + r) << log_n);
     if (r < a_rows)
         with_field(primes[rows[r]], [&](const auto& f) { out[at] = f.residue(f.product(f.enter(from[position()]), f.enter(scalars[r]))); });
     else
         out[at] = 0;
+}
+
+// a, out: [polynomial][row_count][N]; scalars: [row_count].
+extern "C" __global__ void __launch_bounds__(kWide)
+add_scalars_rows(const word* a, const word* scalars, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned log_n) {
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position();
+    const unsigned r = grid_row() % row_count;
+    out[at] = add(a[at], scalars[r], primes[rows[r]].q);
 }
 
 // a, b: [2][row][N]; out: [3][row][N]; the grid has one polynomial's rows.
@@ -55,7 +63,7 @@ tensor_rows(const word* a, const word* b, word* out, const Prime* primes, const 
 
 extern "C" __global__ void __launch_bounds__(kWide)
 automorphism_rows(const word* x, word* out, unsigned element, unsigned log_n) {
-    const size_t at = static_cast<size_t>(blockIdx.y) << log_n;
+    const size_t at = static_cast<size_t>(grid_row()) << log_n;
     out[at + position()] = x[at + source_position(position(), element, log_n)];
 }
 

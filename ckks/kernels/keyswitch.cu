@@ -35,7 +35,7 @@ __device__ bool rounds_up(const word* y, const word* words, unsigned count, unsi
 extern "C" __global__ void __launch_bounds__(kThreads)
 overflow_rows(const word* y, word* overflow, const Prime* primes, const unsigned* source_rows, unsigned row_count, const word* words,
               unsigned words_per_group, unsigned sources, unsigned y_rows, unsigned log_n) {
-    const unsigned start = blockIdx.y * sources, count = min(sources, y_rows - start), k = blockIdx.x * kThreads + threadIdx.x;
+    const unsigned start = grid_row() * sources, count = min(sources, y_rows - start), k = blockIdx.x * kThreads + threadIdx.x;
     const word* values = y + (static_cast<size_t>(start) << log_n) + k;
     word whole = 0, part = 1ull << 63;
     for (unsigned i = 0; i < count; ++i) {
@@ -46,8 +46,8 @@ overflow_rows(const word* y, word* overflow, const Prime* primes, const unsigned
         part += fraction;
         whole += part < fraction;
     }
-    if (part >= -static_cast<word>(3 * count)) whole += rounds_up(values, words + static_cast<size_t>(blockIdx.y) * words_per_group, count, sources, whole, log_n);
-    overflow[(static_cast<size_t>(blockIdx.y) << log_n) + k] = whole;
+    if (part >= -static_cast<word>(3 * count)) whole += rounds_up(values, words + static_cast<size_t>(grid_row()) * words_per_group, count, sources, whole, log_n);
+    overflow[(static_cast<size_t>(grid_row()) << log_n) + k] = whole;
 }
 
 // One position's sum_i y_i * c[i] + overflow * c[count] modulo the field's prime, small.
@@ -76,7 +76,7 @@ convert_columns(const word* y, const word* overflow, word* out, const word* cons
                 const Prime* primes, const unsigned* rows, unsigned row_count, unsigned sources, unsigned y_rows, unsigned own, unsigned wide,
                 unsigned log_n) {
     __shared__ Tile tile;
-    const unsigned group = blockIdx.y / row_count, r = blockIdx.y % row_count, row = rows[r];
+    const unsigned group = grid_row() / row_count, r = grid_row() % row_count, row = rows[r];
     const unsigned start = group * sources, count = min(sources, y_rows - start);
     if (own && r - start < count) return;
     const Prime p = primes[row];
@@ -89,7 +89,7 @@ convert_columns(const word* y, const word* overflow, word* out, const word* cons
             const Whole whole(p);
             return f.enter(whole.residue(converted(whole, values + k, counts[k], c, count, sources, log_n)));
         };
-        forward_columns(f, tile, load, out + (static_cast<size_t>(blockIdx.y) << log_n), twiddles + (static_cast<size_t>(row) << log_n), log_n);
+        forward_columns(f, tile, load, out + (static_cast<size_t>(grid_row()) << log_n), twiddles + (static_cast<size_t>(row) << log_n), log_n);
     });
 }
 
@@ -98,8 +98,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 digits_blocks(const word* x, word* out, const Factor* twiddles, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned sources,
               unsigned y_rows, unsigned log_n) {
     __shared__ Tile tile;
-    const unsigned start = blockIdx.y / row_count * sources, count = min(sources, y_rows - start), r = blockIdx.y % row_count, row = rows[r];
-    word* to = out + (static_cast<size_t>(blockIdx.y) << log_n);
+    const unsigned start = grid_row() / row_count * sources, count = min(sources, y_rows - start), r = grid_row() % row_count, row = rows[r];
+    word* to = out + (static_cast<size_t>(grid_row()) << log_n);
     if (r - start < count) {
         const Blocks place = {blockIdx.x};
         for (unsigned e = threadIdx.x; e < kTile; e += kThreads) to[place(e)] = x[(static_cast<size_t>(r) << log_n) + place(e)];
@@ -115,9 +115,9 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 divide_blocks(const word* x, word* out, const Factor* inverses, const Factor* twiddles, const Prime* primes, const unsigned* rows, unsigned row_count,
               unsigned x_rows, unsigned log_n) {
     __shared__ Tile tile;
-    const unsigned r = blockIdx.y % row_count, row = rows[r];
-    const word* from = x + (static_cast<size_t>(blockIdx.y / row_count * x_rows + r) << log_n);
-    word* to = out + (static_cast<size_t>(blockIdx.y) << log_n);
+    const unsigned r = grid_row() % row_count, row = rows[r];
+    const word* from = x + (static_cast<size_t>(grid_row() / row_count * x_rows + r) << log_n);
+    word* to = out + (static_cast<size_t>(grid_row()) << log_n);
     with_field(primes[row], [&](const auto& f) {
         const auto inverse = *f.constants(inverses + r);
         const auto store = [&](unsigned k, auto v) { to[k] = f.residue(f.multiply(f.subtract(f.enter(from[k]), v), inverse)); };

@@ -76,6 +76,9 @@ struct Whole {
     __device__ __forceinline__ Value reduced(const Sum& s) const { return minus_if(lazy(s), p.q); }
 };
 
+// The row of a grid (.., rows, ..) that may have more rows than its second axis can count: the third then counts parts of it.
+__device__ __forceinline__ unsigned grid_row() { return blockIdx.z * gridDim.y + blockIdx.y; }
+
 // p(X) -> p(X^element) on values: position k holds the value at psi^(2*bitrev(k)+1), which is p at psi^((2*bitrev(k)+1)*element).
 __device__ __forceinline__ unsigned source_position(unsigned k, unsigned element, unsigned log_n) {
     const unsigned shift = 32 - log_n, exponent = (2 * (__brev(k) >> shift) + 1) * element;
