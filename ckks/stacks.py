@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from ckks.backends import Backend
-from ckks.circuit import Circuit, Op
 from ckks.types import KeySwitchKey, Residues
 
 
@@ -46,25 +45,3 @@ def relinearise(backend: Backend, a: Residues, key: KeySwitchKey, level: int) ->
         product = backend.key_switch(member[2], key, level, moved=member[:2])
         result[i] = backend.mod_down(product, level)
     return result
-
-
-def stack_bytes(circuit: Circuit) -> int:
-    """Bytes of the most values that ckks.interpreter.run holds at a time, beside the working space of operations."""
-    last = {o: i for i, ins in enumerate(circuit.instructions) for o in ins.operands}
-    members: list[int] = []
-    polys: list[int] = []
-    held: dict[int, int] = {}
-    most = 0
-    for i, ins in enumerate(circuit.instructions):
-        sized, of = ins.op in (Op.INPUT, Op.MATRIX), ins.operands[0] if ins.operands else i
-        members.append(ins.members if sized else members[of])
-        three = ins.op is Op.MULTIPLY or (ins.op in (Op.MATRIX, Op.ADD) and polys[of] == 3)
-        polys.append(3 if three else 2)
-        if ins.op is Op.OUTPUT:  # results stay
-            continue
-        held[i] = 8 * max(members[i], 1) * polys[i] * (ins.level + 1) * 2 * circuit.slots
-        most = max(most, sum(held.values()))
-        for o in ins.operands:
-            if last[o] == i:
-                held.pop(o, None)
-    return most

@@ -23,7 +23,7 @@ from ckks.encoded import EncodedWeights
 from ckks.evaluator import CkksEvaluator
 from ckks.interpreter import run
 from ckks.modelfile import CompiledModel, save_model
-from ckks.stacks import multiply_constants, stack_bytes
+from ckks.stacks import multiply_constants
 from ckks.types import Ciphertext, KeyNeeds
 from ckks.wire import dump_ciphertext
 from compiler.compile import compile_model
@@ -129,9 +129,9 @@ def test_stacks_that_do_not_fit_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) 
 
     def memory(circuit: Circuit) -> int:
         """Bytes that make it just fit: half is for copies of weights."""
-        return 2 * stack_bytes(circuit)
+        return 2 * circuit.working_bytes()
 
-    assert stack_bytes(stack(100)) == 100 * (2 + 3) * 4 * 8192 * 8  # the operand and the product
+    assert stack(100).working_bytes() == 100 * (2 + 3) * 4 * 8192 * 8  # the operand and the product
     monkeypatch.setitem(sys.modules, "cupy", StandIn(ignore, memory=memory(stack(100))))
     open_device.cache_clear()
     assert [backend_for("gpu", stack(n)) for n in (0, 100, 101, 32768)] == ["gpu", "gpu", "cpu", "cpu"]

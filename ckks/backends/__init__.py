@@ -148,12 +148,11 @@ def backend_for(name: str, circuit: Circuit) -> str:
     Raises DeviceError where a GPU is asked for and there is none.
     """
     from ckks.backends.gpu import open_device
-    from ckks.stacks import stack_bytes
 
     if name != "gpu" or not any(ins.members for ins in circuit.instructions):
         return name
     # Of the memory that was free at the start the cache may take half; what is computed has as much.
-    return name if stack_bytes(circuit) <= open_device().cache.budget else "cpu"
+    return name if circuit.working_bytes() <= open_device().cache.budget else "cpu"
 
 
 def encoding_backend(backend: Backend, threads: int) -> Backend:
