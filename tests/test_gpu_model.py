@@ -131,7 +131,9 @@ def test_stacks_that_do_not_fit_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) 
         """Bytes that make it just fit: half is for copies of weights."""
         return 2 * circuit.working_bytes()
 
-    assert stack(100).working_bytes() == 100 * (2 + 3) * 4 * 8192 * 8  # the operand and the product
+    assert (
+        stack(100).working_bytes() == 100 * (3 + 3) * 4 * 8192 * 8
+    )  # the product, as a value and as an output
     monkeypatch.setitem(sys.modules, "cupy", StandIn(ignore, memory=memory(stack(100))))
     open_device.cache_clear()
     assert [backend_for("gpu", stack(n)) for n in (0, 100, 101, 32768)] == ["gpu", "gpu", "cpu", "cpu"]
