@@ -17,7 +17,7 @@ from ckks.types import Residues
 T = TypeVar("T")
 
 SOURCES = ("modular.cuh", "doubles.cuh", "packed.cuh", "ntt.cuh", "ntt.cu", "elementwise.cu", "keyswitch.cu")
-OPTIONS = ("--std=c++17", "--device-as-default-execution-space")  # lambdas with `auto` would be for the host
+OPTIONS = ("--std=c++17",)
 THREADS = 256  # of a block, in every kernel
 TILE = 2048  # values of a row that a block of a transform takes
 
