@@ -113,6 +113,9 @@ def _transforms(b: GpuBackend) -> None:
 
 def _element_wise(b: GpuBackend) -> None:
     checks.check_element_wise(b, b.parameters)
+
+
+def _sums(b: GpuBackend) -> None:
     checks.check_sums(b, b.parameters)
 
 
@@ -125,8 +128,8 @@ def _ties(b: GpuBackend) -> None:
 
 
 def _key_switching(b: GpuBackend) -> None:
-    checks.check_division(b, b.parameters)
     checks.check_key_switching(b, b.parameters)
+    checks.check_division(b, b.parameters)
 
 
 def _edges(b: GpuBackend) -> None:
@@ -140,17 +143,27 @@ def _edges(b: GpuBackend) -> None:
 # The quickest first.
 _CHECKS: dict[str, tuple[tuple[str, Check], ...]] = {
     "modular.cuh": (
+        ("60_bits", _sums),
         ("60_bits", _element_wise),
         ("60_bits", _transforms),
         ("60_bits", _ties),
         ("60_bits", _key_switching),
     ),
-    "doubles.cuh": (("49_bits", _edges), ("49_bits", _transforms), ("49_bits", _element_wise)),
-    "packed.cuh": (("20_and_49_bits", _element_wise), ("40_bits", _element_wise)),
+    "doubles.cuh": (
+        ("49_bits", _edges),
+        ("49_bits", _transforms),
+        ("49_bits", _sums),
+        ("49_bits", _element_wise),
+    ),
+    "packed.cuh": (("20_and_49_bits", _sums), ("40_bits", _sums)),
     "ntt.cuh": (("60_bits", _transforms), ("30_bits", _transforms)),
     "ntt.cu": (("60_bits", _transforms),),
-    "elementwise.cu": (("60_bits", _matrix), ("60_bits", _element_wise)),
-    "keyswitch.cu": (("30_bits_pairs", _ties), ("60_bits_triples", _ties), ("30_bits_pairs", _key_switching)),
+    "elementwise.cu": (("60_bits", _matrix), ("60_bits", _sums), ("60_bits", _element_wise)),
+    "keyswitch.cu": (
+        ("30_bits_pairs", _ties),
+        ("60_bits_triples", _ties),
+        ("30_bits_pairs", _key_switching),
+    ),
 }
 
 
