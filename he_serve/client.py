@@ -23,6 +23,7 @@ import httpx
 
 from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
 from ckks.errors import HeError, InputError, RemoteError
+from ckks.rebase import is_rebased
 from ckks.types import Slots
 from ckks.wire import ciphertexts_limit, dump_ciphertexts, load_ciphertexts
 from ckks.wire_keys import dump_keys
@@ -30,7 +31,7 @@ from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
 from he_serve.packing import in_requests, joined, pack_inputs, unpack
 from he_serve.prediction import Prediction, RawPrediction, check_plausible
-from keys.libraries import Library, secret_key_type
+from keys.libraries import Library, own_parameters, secret_key_type
 
 Progress = Callable[[str, int, int], None]
 _MAX_JSON = 1 << 20
@@ -54,7 +55,8 @@ class Client:
     model: its name; may be left out where the server has only one. key_store: folder for keys that outlive this object; without one they
     live in memory and are revoked at the end. passphrase: protects the secret-key files there (None: plain files of mode 0600).
     pin: the bundle digest (SHA-256) to insist on; without one, the first bundle seen is remembered in key_store and insisted on.
-    library: whose keys to use; "openfhe" needs Python 3.10 and a model compiled for it (docs/openfhe.md).
+    library: whose keys to use; "openfhe" needs Python 3.10 (docs/openfhe.md). own_primes: have that library choose primes of the model's
+    sizes, and the server evaluate on those; it may keep none for clients. The default, the model's primes, is faster.
     progress(phase, done, all): called while keys are made and uploaded. timeout: seconds to wait for an answer.
     Methods raise InputError for what the caller brought, RemoteError for what the server did.
     """
@@ -68,10 +70,12 @@ class Client:
         passphrase: str | None = None,
         pin: str | None = None,
         library: Library = "seal",
+        own_primes: bool = False,
         progress: Progress | None = None,
         timeout: float = 600.0,
     ) -> None:
         secret_key_type(library)  # refused now rather than when older keys have been revoked
+        self._own_primes = library if own_primes else None
         self.url = url.rstrip("/")
         self._model, self._pin, self._progress = model, pin, progress or (lambda phase, done, total: None)
         try:
@@ -215,7 +219,7 @@ class Client:
                 )
             if pin is None:
                 self._keys.set_pin(self.url, bundle.name, digest)
-            self._bundle = bundle
+            self._bundle = self._on_own_primes(bundle)
         return self._bundle
 
     def new_keys(self) -> str:
@@ -229,7 +233,7 @@ class Client:
                 f"the server's bundle for {bundle.name} is {digest[:12]}..., not the pinned {str(self._pin)[:12]}..."
             )
         self._keys.set_pin(self.url, bundle.name, digest)
-        self._bundle = bundle
+        self._bundle = bundle = self._on_own_primes(bundle)
         self.revoke()
         self._keys.new_secret_key(bundle)
         return self.ensure_keys()
@@ -281,14 +285,21 @@ class Client:
     def _fetch_bundle(self) -> tuple[Bundle, str]:
         name = self._model or self._only_model()
         data, _ = self._request("GET", f"/v2/models/{name}/client", limit=MAX_BUNDLE_BYTES)
-        try:
-            bundle = Bundle.from_bytes(data)
-        except HeError as error:
-            raise RemoteError(f"the server's bundle is refused: {error}") from None
-        if bundle.name != name or bundle.to_bytes() != data:
-            raise RemoteError(f"the server's bundle is not that of {name} in its canonical form")
+        bundle = _parse_bundle(data, name)
         self._model = name
         return bundle, bundle.digest
+
+    def _on_own_primes(self, bundle: Bundle) -> Bundle:
+        """The bundle on the primes that our library chooses, if that is wanted; no more of it may have changed than follows from them."""
+        if self._own_primes is None:
+            return bundle
+        primes = own_parameters(self._own_primes, bundle.checked_parameters())
+        path, body = f"/v2/models/{bundle.name}/client", {"parameters": primes.to_json()}
+        data, _ = self._request("POST", path, json=body, limit=MAX_BUNDLE_BYTES)
+        found = _parse_bundle(data, bundle.name)
+        if not is_rebased(found, bundle, primes):
+            raise RemoteError(f"the server's bundle for other primes is not that of {bundle.name} on them")
+        return found
 
     def _only_model(self) -> str:
         try:
@@ -316,7 +327,7 @@ class Client:
             "bundle_digest": bundle.digest,
             "size": path.stat().st_size,
             "sha256": _file_digest(path),
-        }
+        } | ({"parameters": bundle.parameters} if self._own_primes else {})
         try:
             key_id = str(self._json("POST", "/v2/keys", json=new, accept=(201,))["id"])
         except (KeyError, TypeError):
@@ -460,6 +471,16 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RemoteError("the server's answer is not a JSON object; is this an he-serve server?")
     return value
+
+
+def _parse_bundle(data: bytes, name: str) -> Bundle:
+    try:
+        bundle = Bundle.from_bytes(data)
+    except HeError as error:
+        raise RemoteError(f"the server's bundle is refused: {error}") from None
+    if bundle.name != name or bundle.to_bytes() != data:
+        raise RemoteError(f"the server's bundle is not that of {name} in its canonical form")
+    return bundle
 
 
 def _file_digest(path: Path) -> str:

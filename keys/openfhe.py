@@ -19,9 +19,10 @@ import numpy.typing as npt
 import openfhe
 
 from ckks.backends import make_backend
-from ckks.errors import EvaluationError, KeyFileError
+from ckks.errors import EvaluationError, KeyFileError, ParameterError, SecurityError
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
+from ckks.rebase import TOLERANCE, switching_noise
 from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKeys, SeededPublicKey, Slots
 from keys import openfhe_bytes
 from keys.switching import (
@@ -37,6 +38,59 @@ from keys.switching import (
 )
 
 STATISTICAL_BITS = 30  # of flooding noise over the noise it hides: OpenFHE's default
+
+
+def own_parameters(model: Parameters) -> Parameters:
+    """The primes that OpenFHE chooses when asked for a model's sizes: FIXEDMANUAL, HYBRID, special primes of 60 bits.
+
+    Of the numbers of digits that are secure and no noisier in key switching than the model's parameters (ckks/rebase.py refuses
+    others), the one with the fewest key bytes. Raises SecurityError where special primes of 60 bits leave none.
+    """
+    limbs, found = len(model.data_primes), list[Parameters]()
+    for alpha in range(1, limbs + 1):
+        digits = -(-limbs // alpha)
+        if -(-limbs // digits) != alpha:
+            continue  # OpenFHE is told the number of digits and makes them as even as this
+        try:
+            made = _chosen(model, digits)
+        except ParameterError:
+            continue
+        if all(switching_noise(model, made, level) <= TOLERANCE for level in range(limbs)):
+            found.append(made)
+    if not found:
+        raise SecurityError(
+            f"OpenFHE's special primes of 60 bits leave no secure set of {limbs} data primes for N={model.degree}; "
+            "use the model's own primes"
+        )
+    return min(
+        found, key=lambda p: len(p.digits(p.max_level)) * sum(4 if q < 1 << 32 else 8 for q in p.moduli)
+    )
+
+
+def _chosen(model: Parameters, digits: int) -> Parameters:
+    """What a context of OpenFHE's is over. Raises ParameterError or SecurityError, by our own table."""
+    asked = openfhe.CCParamsCKKSRNS()
+    asked.SetSecretKeyDist(openfhe.UNIFORM_TERNARY)
+    asked.SetSecurityLevel(openfhe.HEStd_NotSet)  # its table is older than ours
+    asked.SetRingDim(model.degree)
+    asked.SetBatchSize(model.slots)
+    asked.SetMultiplicativeDepth(model.max_level)
+    asked.SetFirstModSize(round(math.log2(model.data_primes[0])))
+    asked.SetScalingModSize(round(math.log2(model.data_primes[-1])))
+    asked.SetScalingTechnique(openfhe.FIXEDMANUAL)
+    asked.SetKeySwitchTechnique(openfhe.HYBRID)
+    asked.SetNumLargeDigits(digits)
+    try:
+        context = openfhe.GenCryptoContext(asked)
+    except RuntimeError:  # for example too few primes of that size
+        raise ParameterError("OpenFHE makes no context of these sizes") from None
+    for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
+        context.Enable(feature)
+    # Special primes can be seen in evaluation keys only.
+    keys = context.EvalAutomorphismKeyGen(context.KeyGen().secretKey, [3])
+    (key,) = openfhe_bytes.read_switch_keys(openfhe.Serialize(keys, openfhe.BINARY)).values()
+    primes, limbs = tuple(limb.prime for limb in key.rows), len(model.data_primes)
+    return Parameters(model.degree, primes[:limbs], primes[limbs:], -(-limbs // digits))
 
 
 class _Templates(NamedTuple):
