@@ -116,12 +116,14 @@ def _wanted(
     while users[i]:
         user = users[i][0]
         ins = circuit.instructions[user]
-        others = [o for o in ins.operands if o != i]
-        known = bool(others) and others[0] < start
-        if ins.op in (Op.ADD, Op.SUBTRACT) and known:
-            return made[others[0]].scale / circuit.instructions[others[0]].scale / factor
-        if ins.op is Op.MULTIPLY and known:
-            factor *= made[others[0]].scale / circuit.instructions[others[0]].scale
+        other = next((o for o in ins.operands if o != i), i)
+        while circuit.instructions[other].op in _KEEPING:
+            other = circuit.instructions[other].operands[0]
+        met = made[other].scale / circuit.instructions[other].scale if other < start else None
+        if ins.op in (Op.ADD, Op.SUBTRACT) and met is not None:
+            return met / factor
+        if ins.op is Op.MULTIPLY and met is not None:
+            factor *= met
         elif ins.op is Op.RESCALE:
             factor *= old.data_primes[ins.level + 1] / new.data_primes[ins.level + 1]
         elif ins.op not in (*_KEEPING, Op.ADD, Op.SUBTRACT):

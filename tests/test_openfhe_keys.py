@@ -15,14 +15,14 @@ from openfhe_side import chosen, own_keys
 from seal_side import centred_phase, encrypt, error_bound, expanded_keys, switch_bound
 from toy import make_parameters
 
-from ckks import wire_keys
-from ckks.errors import EvaluationError, KeyFileError
+from ckks import rebase, wire_keys
+from ckks.errors import EvaluationError, KeyFileError, SecurityError
 from ckks.evaluator import CkksEvaluator
 from ckks.parameters import Parameters
 from ckks.types import Ciphertext, EvaluationKeys, KeyNeeds, Residues
 from keys import PublicKey, load_secret_key, save_secret_key, secret_key_type
 from keys import SecretKey as SealKey
-from keys.openfhe import SecretKey
+from keys.openfhe import SecretKey, own_parameters
 
 pytestmark = pytest.mark.openfhe
 STD = 3.19  # of OpenFHE's errors, as the security table supposes
@@ -99,6 +99,36 @@ def test_openfhes_own_keys_have_that_phase_too_but_a_smaller_error(p: Parameters
     keys = own_keys(key, KeyNeeds(p.max_level, dict.fromkeys(steps, p.max_level)))
     for error in key_errors(key, keys, p.max_level, steps):
         assert abs(error.std() / OWN_KEYS_STD - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        make_parameters(8192, (36, 26, 26, 26), (46, 46), 3),
+        make_parameters(16384, (37, *[27] * 7), (48, 48), 3),
+        make_parameters(32768, (44, *[36] * 12), (50, 50), 2),
+    ],
+    ids=str,
+)
+def test_its_own_primes_suit_a_model(model: Parameters) -> None:
+    """Found by OpenFHE, special ones of 60 bits; as many data primes of the same sizes, secure, and no noisier in key switching."""
+    own = own_parameters(model)
+    assert own == chosen(model.degree, model.max_level, *sizes(model), own.digit_limbs)
+    assert own.degree == model.degree and own != model and own == own_parameters(model)
+    assert {q.bit_length() for q in own.special_primes} == {60}
+    ratios = [math.log2(a / b) for a, b in zip(own.data_primes, model.data_primes, strict=True)]
+    assert np.abs(ratios).max() < 0.1
+    for level in range(model.max_level + 1):
+        assert rebase.switching_noise(model, own, level) <= rebase.TOLERANCE
+
+
+def sizes(model: Parameters) -> tuple[int, int]:
+    return round(math.log2(model.data_primes[0])), round(math.log2(model.data_primes[-1]))
+
+
+def test_where_primes_of_60_bits_leave_no_room() -> None:
+    with pytest.raises(SecurityError, match="use the model's own primes"):
+        own_parameters(make_parameters(4096, (28, 25, 25), (27,)))
 
 
 def switching_noise(p: Parameters, level: int, error: float) -> float:
