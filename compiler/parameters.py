@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ckks.circuit import Circuit, Op
 from ckks.errors import InputError
+from ckks.machine import KEY_BYTE_SECONDS
 from ckks.parameters import Parameters
 from ckks.primes import MAX_PRIME_BITS, ntt_primes
 from ckks.security import REQUIRED_BITS, max_log_qp
@@ -108,10 +109,6 @@ def working_bytes(parameters: Parameters, circuit: Circuit) -> int:
             if last_use.get(o, i) == i and ins.op is not Op.INPUT:
                 alive.pop(o, None)
     return most
-
-
-# Beside the time it is read in: it is uploaded once, in 100 inferences, at 100 MB/s.
-KEY_BYTE_SECONDS = 1e-10
 
 
 def cheapest(

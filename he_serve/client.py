@@ -293,7 +293,7 @@ class Client:
         """The bundle on the primes that our library chooses, if that is wanted; no more of it may have changed than follows from them."""
         if self._own_primes is None:
             return bundle
-        primes = own_parameters(self._own_primes, bundle.checked_parameters())
+        primes = own_parameters(self._own_primes, bundle.checked_parameters(), bundle.key_needs())
         path, body = f"/v2/models/{bundle.name}/client", {"parameters": primes.to_json()}
         data, _ = self._request("POST", path, json=body, limit=MAX_BUNDLE_BYTES)
         found = _parse_bundle(data, bundle.name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ckks.errors import InputError
 from ckks.parameters import Parameters
+from ckks.types import KeyNeeds
 from keys import seal
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def secret_key_type(library: Library) -> type[seal.SecretKey] | type[openfhe.Sec
     return openfhe.SecretKey
 
 
-def own_parameters(library: Library, model: Parameters) -> Parameters:
-    """The primes that a library chooses for a model of these sizes. Raises InputError where it chooses none, or no secure ones."""
+def own_parameters(library: Library, model: Parameters, needs: KeyNeeds) -> Parameters:
+    """The primes that a library chooses for a model of these sizes and keys. Raises InputError where it chooses none, or no secure ones."""
     secret_key_type(library)
     if library == "seal":
         raise InputError(
@@ -37,4 +38,4 @@ def own_parameters(library: Library, model: Parameters) -> Parameters:
         )
     from keys import openfhe
 
-    return openfhe.own_parameters(model)
+    return openfhe.own_parameters(model, needs)

@@ -19,11 +19,14 @@ import numpy.typing as npt
 import openfhe
 
 from ckks.backends import make_backend
+from ckks.counting import CountedValue, CountingEvaluator
 from ckks.errors import EvaluationError, KeyFileError, ParameterError, SecurityError
+from ckks.machine import KEY_BYTE_SECONDS, default_machine
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
 from ckks.rebase import TOLERANCE, switching_noise
 from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKeys, SeededPublicKey, Slots
+from ckks.wire_keys import key_file_size
 from keys import openfhe_bytes
 from keys.switching import (
     Progress,
@@ -40,11 +43,11 @@ from keys.switching import (
 STATISTICAL_BITS = 30  # of flooding noise over the noise it hides: OpenFHE's default
 
 
-def own_parameters(model: Parameters) -> Parameters:
+def own_parameters(model: Parameters, needs: KeyNeeds) -> Parameters:
     """The primes that OpenFHE chooses when asked for a model's sizes: FIXEDMANUAL, HYBRID, special primes of 60 bits.
 
     Of the numbers of digits that are secure and no noisier in key switching than the model's parameters (ckks/rebase.py refuses
-    others), the one with the fewest key bytes. Raises SecurityError where special primes of 60 bits leave none.
+    others), the best by predicted time and key bytes. Raises SecurityError where special primes of 60 bits leave none.
     """
     limbs, found = len(model.data_primes), list[Parameters]()
     for alpha in range(1, limbs + 1):
@@ -62,9 +65,19 @@ def own_parameters(model: Parameters) -> Parameters:
             f"OpenFHE's special primes of 60 bits leave no secure set of {limbs} data primes for N={model.degree}; "
             "use the model's own primes"
         )
-    return min(
-        found, key=lambda p: len(p.digits(p.max_level)) * sum(4 if q < 1 << 32 else 8 for q in p.moduli)
-    )
+    return min(found, key=lambda p: _price(p, needs))
+
+
+def _price(p: Parameters, needs: KeyNeeds) -> float:
+    """Predicted seconds of using every key once, and the share of an upload, as the compiler weighs them."""
+    evaluator = CountingEvaluator(p)
+    for level in (
+        *needs.rotations.values(),
+        *(() if needs.relinearisation is None else (needs.relinearisation,)),
+    ):
+        evaluator.rotate(CountedValue(level), 1)
+    seconds = default_machine().costs().seconds(p, evaluator.cost.calls)
+    return seconds + key_file_size(p, needs)[1] * KEY_BYTE_SECONDS
 
 
 def _chosen(model: Parameters, digits: int) -> Parameters:

@@ -112,9 +112,10 @@ def test_openfhes_own_keys_have_that_phase_too_but_a_smaller_error(p: Parameters
 )
 def test_its_own_primes_suit_a_model(model: Parameters) -> None:
     """Found by OpenFHE, special ones of 60 bits; as many data primes of the same sizes, secure, and no noisier in key switching."""
-    own = own_parameters(model)
+    needs = KeyNeeds(model.max_level - 1, {1: model.max_level, 7: 1})
+    own = own_parameters(model, needs)
     assert own == chosen(model.degree, model.max_level, *sizes(model), own.digit_limbs)
-    assert own.degree == model.degree and own != model and own == own_parameters(model)
+    assert own.degree == model.degree and own != model and own == own_parameters(model, needs)
     assert {q.bit_length() for q in own.special_primes} == {60}
     ratios = [math.log2(a / b) for a, b in zip(own.data_primes, model.data_primes, strict=True)]
     assert np.abs(ratios).max() < 0.1
@@ -128,7 +129,7 @@ def sizes(model: Parameters) -> tuple[int, int]:
 
 def test_where_primes_of_60_bits_leave_no_room() -> None:
     with pytest.raises(SecurityError, match="use the model's own primes"):
-        own_parameters(make_parameters(4096, (28, 25, 25), (27,)))
+        own_parameters(make_parameters(4096, (28, 25, 25), (27,)), KeyNeeds(None))
 
 
 def switching_noise(p: Parameters, level: int, error: float) -> float:

@@ -53,7 +53,7 @@ def chosen(first: int = 0) -> Parameters:
 @pytest.fixture
 def own_primes(monkeypatch: pytest.MonkeyPatch) -> None:
     """SEAL's keys stand in for OpenFHE's, which tests/test_openfhe.py has: the server cannot tell."""
-    monkeypatch.setattr(client_module, "own_parameters", lambda library, model: chosen())
+    monkeypatch.setattr(client_module, "own_parameters", lambda *_: chosen())
 
 
 def encoded_files(server: Server) -> dict[str, int]:
