@@ -188,11 +188,11 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
         if "model" not in job:
             continue  # a cancel message that crossed our answer
         try:
+            keys = Path(job["keys"])
+            keys.stat()  # not there: revoked, and no weights are to be encoded for its primes
             model = sets.get(job["model"], job["primes"])
             body = Path(job["file"]) if "file" in job else data
-            result, seconds = evaluate(
-                model, mapped.get(Path(job["keys"]), model.parameters), body, cancelled
-            )
+            result, seconds = evaluate(model, mapped.get(keys, model.parameters), body, cancelled)
             send({"status": "done", "seconds": seconds}, result)
         except JobCancelledError:
             send({"status": "cancelled"})

@@ -46,8 +46,9 @@ STATISTICAL_BITS = 30  # of flooding noise over the noise it hides: OpenFHE's de
 def own_parameters(model: Parameters, needs: KeyNeeds) -> Parameters:
     """The primes that OpenFHE chooses when asked for a model's sizes: FIXEDMANUAL, HYBRID, special primes of 60 bits.
 
-    Of the numbers of digits that are secure and no noisier in key switching than the model's parameters (ckks/rebase.py refuses
-    others), the best by predicted time and key bytes. Raises SecurityError where special primes of 60 bits leave none.
+    Of the numbers of digits that are as secure (128, 192 or 256 bits) and no noisier in key switching than the model's parameters
+    (ckks/rebase.py refuses others), the best by predicted time and key bytes. Raises SecurityError where special primes of 60 bits
+    leave none.
     """
     limbs, found = len(model.data_primes), list[Parameters]()
     for alpha in range(1, limbs + 1):
@@ -58,12 +59,13 @@ def own_parameters(model: Parameters, needs: KeyNeeds) -> Parameters:
             made = _chosen(model, digits)
         except ParameterError:
             continue
-        if all(switching_noise(model, made, level) <= TOLERANCE for level in range(limbs)):
+        quiet = all(switching_noise(model, made, level) <= TOLERANCE for level in range(limbs))
+        if quiet and made.security_bits >= model.security_bits:
             found.append(made)
     if not found:
         raise SecurityError(
-            f"OpenFHE's special primes of 60 bits leave no secure set of {limbs} data primes for N={model.degree}; "
-            "use the model's own primes"
+            f"OpenFHE's special primes of 60 bits leave no set of {limbs} data primes with {model.security_bits} bits of security for "
+            f"N={model.degree}; use the model's own primes"
         )
     return min(found, key=lambda p: _price(p, needs))
 
