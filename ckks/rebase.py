@@ -48,26 +48,28 @@ def rebase(bundle: Bundle, circuit: Circuit, parameters: Parameters) -> tuple[Bu
     except CircuitError as error:
         raise ParameterError(f"this circuit cannot be moved to other primes: {error}") from None
     scales = {i.name: i.scale for i in rebased.instructions if i.op is Op.OUTPUT}
-    outputs = [o.model_copy(update={"scale": scales[o.ciphertexts[0]]}) for o in bundle.outputs]
-    changed = {
-        "parameters": parameters.to_json(),
-        "outputs": outputs,
-        "circuit_digest": sha256(circuit_bytes(rebased)),
-    }
-    return bundle.model_copy(update=changed), rebased
+    if any(len({scales[part] for part in o.ciphertexts}) > 1 for o in bundle.outputs):
+        raise ParameterError(
+            "this circuit cannot be moved to other primes: parts of an output would differ in scale"
+        )
+    found = [scales[o.ciphertexts[0]] for o in bundle.outputs]
+    return _on(bundle, parameters, found, sha256(circuit_bytes(rebased))), rebased
+
+
+def _on(bundle: Bundle, parameters: Parameters, scales: list[float], circuit_digest: str) -> Bundle:
+    """scales: of the outputs."""
+    pairs = zip(bundle.outputs, scales, strict=True)
+    outputs = [spec.model_copy(update={"scale": scale}) for spec, scale in pairs]
+    changed = {"parameters": parameters.to_json(), "outputs": outputs, "circuit_digest": circuit_digest}
+    return bundle.model_copy(update=changed)
 
 
 def is_rebased(found: Bundle, bundle: Bundle, parameters: Parameters) -> bool:
     """Whether `found` differs from `bundle` only by what `rebase` to `parameters` changes. For clients, who do not have the circuit."""
-    if len(found.outputs) != len(bundle.outputs):
-        return False
-    scales = zip(bundle.outputs, found.outputs, strict=True)
-    changed = {
-        "parameters": parameters.to_json(),
-        "outputs": [spec.model_copy(update={"scale": new.scale}) for spec, new in scales],
-        "circuit_digest": found.circuit_digest,
-    }
-    return found == bundle.model_copy(update=changed)
+    scales = [o.scale for o in found.outputs]
+    return len(scales) == len(bundle.outputs) and found == _on(
+        bundle, parameters, scales, found.circuit_digest
+    )
 
 
 def rebase_model(model: CompiledModel, parameters: Parameters) -> CompiledModel:

@@ -23,7 +23,7 @@ from ckks.wire import ciphertexts_limit
 from ckks.wire_keys import key_file_size
 from he_serve import bodies
 from he_serve.executor import Executor, Result
-from he_serve.keystore import KeyRecord, KeyStore, sync_file
+from he_serve.keystore import KeyRecord, KeyStore, State, sync_file
 from he_serve.metrics import Metrics
 from he_serve.problems import RequestError, busy
 from he_serve.registry import Deployed, load_registry
@@ -32,7 +32,6 @@ from he_serve.validate import validate
 
 CIPHERTEXT_TYPE = "application/octet-stream"
 _UPLOAD_CHUNK = "application/offset+octet-stream"
-_COMPLETE = ("validating", "ready")
 _KEPT_SETS = 16  # of those that clients ask about; a bundle and a circuit each
 Left = Callable[[], Awaitable[None]]
 
@@ -67,7 +66,7 @@ class Server:
             lambda: self.executor.ready_workers,
             lambda: self.executor.loading_peak,
             {name: m.encoded_bytes for name, m in self.models.items()},
-            lambda: len(self._sets_in_use()),
+            lambda: len(self._sets_of("ready")),
         )
         self.keys = KeyStore(settings)
         self._on_primes: OrderedDict[tuple[str, str], Deployed] = OrderedDict()
@@ -100,15 +99,15 @@ class Server:
         """Remove the encoded weights of models that are no longer deployed, and those on prime sets that no key uses."""
         folder = self.settings.encoded
         folder.mkdir(exist_ok=True)
-        used = [*self.models.values(), *self._sets_in_use()]
+        used = [*self.models.values(), *self._sets_of("ready", "validating")]
         kept = {encoded_file(folder, m.bundle).stem for m in used}
         for path in folder.iterdir():
             if path.stem not in kept:
                 path.unlink(missing_ok=True)
 
-    def _sets_in_use(self) -> list[Deployed]:
-        """Models on primes of clients whose keys are complete: announcing an upload takes no place."""
-        used = {(r.model, r.primes) for r in self.keys.records() if r.primes and r.state in _COMPLETE}
+    def _sets_of(self, *states: State) -> list[Deployed]:
+        """Models on primes of clients, those that keys in one of these states are for."""
+        used = {(r.model, r.primes) for r in self.keys.records() if r.primes and r.state in states}
         found = []
         for name, primes in sorted(used):
             with contextlib.suppress(HeError):  # the model was deployed anew, and these keys are of no use
@@ -134,10 +133,13 @@ class Server:
             raise RequestError(422, "prime-set", f"this prime set is refused: {error}") from None
 
     def _require_place(self, model: Deployed) -> None:
-        """Raise RequestError 507 unless there may be encoded weights on the primes of `model`, beside all others."""
+        """Raise RequestError 507 unless there may be encoded weights on the primes of `model`, beside those of keys that are ready.
+
+        Announcing an upload takes no place; when one is complete there may be none any more.
+        """
         if not model.own_primes:
             return
-        others = [m for m in self._sets_in_use() if m.digest != model.digest]
+        others = [m for m in self._sets_of("ready") if m.digest != model.digest]
         if len(others) >= self.settings.prime_sets:
             raise RequestError(
                 507,
@@ -256,7 +258,7 @@ class Server:
         running.add_done_callback(self._validations.discard)
 
     def _no_place(self, model: Deployed) -> str | None:
-        """Why there is no place for the prime set of a key by now: several may have been uploaded at a time."""
+        """Why there is no place for the prime set of a key by now, if there is none."""
         try:
             self._require_place(model)
         except RequestError as error:
