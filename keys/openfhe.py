@@ -20,7 +20,7 @@ import openfhe
 
 from ckks.backends import make_backend
 from ckks.counting import CountedValue, CountingEvaluator
-from ckks.errors import EvaluationError, KeyFileError, ParameterError, SecurityError
+from ckks.errors import EvaluationError, FormatError, KeyFileError, ParameterError, SecurityError
 from ckks.machine import KEY_BYTE_SECONDS, default_machine
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
@@ -101,11 +101,37 @@ def _chosen(model: Parameters, digits: int) -> Parameters:
         raise ParameterError("OpenFHE makes no context of these sizes") from None
     for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
         context.Enable(feature)
-    # Special primes can be seen in evaluation keys only.
-    keys = context.EvalAutomorphismKeyGen(context.KeyGen().secretKey, [3])
+    return _parameters(context, context.KeyGen().secretKey, digits)
+
+
+def _parameters(context: Any, secret_key: Any, digits: int) -> Parameters:
+    """Our parameters over the primes of a context with so many digits: special primes can be seen in evaluation keys only."""
+    keys = context.EvalAutomorphismKeyGen(secret_key, [3])
     (key,) = openfhe_bytes.read_switch_keys(openfhe.Serialize(keys, openfhe.BINARY)).values()
-    primes, limbs = tuple(limb.prime for limb in key.rows), len(model.data_primes)
-    return Parameters(model.degree, primes[:limbs], primes[limbs:], -(-limbs // digits))
+    primes, limbs = tuple(limb.prime for limb in key.rows), len(key.context.limbs)
+    return Parameters(key.rows[0].degree, primes[:limbs], primes[limbs:], -(-limbs // digits))
+
+
+def adopt(private_key: Any) -> SecretKey:
+    """The secret key of an OpenFHE program as one of ours, over the primes that its context chose (for Client's `secret_key`).
+
+    private_key: openfhe.PrivateKey of a CKKS context with HYBRID, FIXEDMANUAL, UNIFORM_TERNARY and the features PKE and KEYSWITCH; it stays
+    usable. Raises FormatError for another kind of context, SecurityError for one that our table refuses, KeyFileError for a secret of
+    another distribution.
+    """
+    found = openfhe_bytes.read_secret_key(openfhe.Serialize(private_key, openfhe.BINARY))
+    if any(limb.root != smallest_root(limb.degree, limb.prime) for limb in found.rows):
+        raise FormatError("this OpenFHE uses other roots of unity than versions 1.4 to 1.6")
+    parameters = _parameters(private_key.GetCryptoContext(), private_key, found.context.digits)
+    coefficients = ternary(make_backend(parameters), found.residues[0][:1])
+    # Two thirds of uniform ternary coefficients are not zero, to ten deviations: the security table holds for no sparser secret.
+    weight, n = np.count_nonzero(coefficients), parameters.degree
+    if np.abs(coefficients).max() > 1 or abs(weight - 2 * n / 3) > 10 * math.sqrt(2 * n / 9):
+        raise KeyFileError(
+            "the secret key is not uniform ternary; make the context with UNIFORM_TERNARY secrets"
+        )
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return SecretKey(parameters, coefficients, secrets.token_hex(16), created)
 
 
 class _Templates(NamedTuple):

@@ -49,7 +49,14 @@ import json, sys
 import numpy as np
 from he_serve.client import Client
 url, rows, library, primes = sys.argv[1:]
-with Client(url, library=library, own_primes=primes == "own") as client:
+options = {"library": library, "own_primes": primes == "own"}
+if primes == "adopted":
+    # The key of a program that made its context as OpenFHE's users do.
+    sys.path.insert(0, "tests")
+    from openfhe_side import make_context
+    from keys.openfhe import adopt
+    options = {"secret_key": adopt(make_context(8192, 3, 36, 26, 4).KeyGen().secretKey)}
+with Client(url, **options) as client:
     found = [client.predict_raw(row).logits.tolist() for row in np.load(rows)["x"]]
     label = client.predict(np.load(rows)["x"][0]).label
     parameters = client.bundle().parameters
@@ -61,7 +68,8 @@ print(json.dumps({"version": sys.version_info[:2], "logits": found, "label": lab
 def test_clients_of_either_library_get_the_same_answers(python310: Path, tmp_path: Path) -> None:
     """One server, one model, the same pictures over HTTP.
 
-    OpenFHE's keys on Python 3.10, on primes that it chose and on the model's; SEAL's here and there.
+    OpenFHE's keys on Python 3.10: on primes that it chose for the model, of a context that another program made, and on the model's
+    primes; SEAL's here and there.
     """
     rows = read_rows(MODELS / "samples" / "digits.npz")
     (tmp_path / "models").mkdir()
@@ -72,7 +80,12 @@ def test_clients_of_either_library_get_the_same_answers(python310: Path, tmp_pat
     clear = run_onnx(MODELS / "digits.onnx", rows[:3])
     with start_server(tmp_path / "models", tmp_path / "state", threads=2) as server:
         labels = []
-        for library, primes in (("openfhe", "own"), ("openfhe", "model's"), ("seal", "model's")):
+        for library, primes in (
+            ("openfhe", "own"),
+            ("openfhe", "adopted"),
+            ("openfhe", "model's"),
+            ("seal", "model's"),
+        ):
             command = [str(python310), "-c", _CLIENT, server.url, str(tmp_path / "rows.npz"), library, primes]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
@@ -81,7 +94,7 @@ def test_clients_of_either_library_get_the_same_answers(python310: Path, tmp_pat
             assert np.abs(np.array(answer["logits"]) - clear).max() <= promised
             labels.append((answer["label"], *np.array(answer["logits"]).argmax(axis=1)))
             used, own = Parameters.from_json(answer["parameters"]), model.bundle.checked_parameters()
-            if primes == "own":
+            if primes != "model's":
                 assert used.data_primes != own.data_primes
                 assert {p.bit_length() for p in used.special_primes} == {60}
             else:

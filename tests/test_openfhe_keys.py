@@ -11,18 +11,19 @@ import pytest
 
 pytest.importorskip("openfhe", reason="needs the openfhe wheel (Python 3.10); see test_openfhe.py")
 
-from openfhe_side import chosen, own_keys
+import openfhe
+from openfhe_side import chosen, make_context, own_keys
 from seal_side import centred_phase, encrypt, error_bound, expanded_keys, switch_bound
 from toy import make_parameters
 
 from ckks import rebase, wire_keys
-from ckks.errors import EvaluationError, KeyFileError, SecurityError
+from ckks.errors import EvaluationError, FormatError, KeyFileError, SecurityError
 from ckks.evaluator import CkksEvaluator
 from ckks.parameters import Parameters
 from ckks.types import Ciphertext, EvaluationKeys, KeyNeeds, Residues
-from keys import PublicKey, load_secret_key, save_secret_key, secret_key_type
+from keys import PublicKey, load_secret_key, openfhe_bytes, save_secret_key, secret_key_type
 from keys import SecretKey as SealKey
-from keys.openfhe import SecretKey, own_parameters
+from keys.openfhe import SecretKey, adopt, own_parameters
 
 pytestmark = pytest.mark.openfhe
 STD = 3.19  # of OpenFHE's errors, as the security table supposes
@@ -130,6 +131,31 @@ def sizes(model: Parameters) -> tuple[int, int]:
 def test_where_primes_of_60_bits_leave_no_room() -> None:
     with pytest.raises(SecurityError, match="use the model's own primes"):
         own_parameters(make_parameters(4096, (28, 25, 25), (27,)), KeyNeeds(None))
+
+
+def test_a_key_of_another_program() -> None:
+    """Its secret and its context's primes, all of them; what we encrypt under it decrypts, and its context's key is that key."""
+    context = make_context(8192, 3, 36, 26, 4)
+    secret = context.KeyGen().secretKey
+    key = adopt(secret)
+    assert key.parameters == chosen(8192, 3, 36, 26, 1)
+    theirs = openfhe_bytes.read_secret_key(openfhe.Serialize(secret, openfhe.BINARY)).residues[0]
+    assert (key._ntt[: len(theirs)] == theirs).all()
+    values = RNG.uniform(-1, 1, 64)
+    got = key.decrypt(encrypt(key, values, 2, 2.0**26))
+    assert np.abs(got - np.tile(values, 64)).max() < 1e-3
+
+
+def test_keys_that_are_not_adopted() -> None:
+    for distribution in (openfhe.SPARSE_TERNARY, openfhe.GAUSSIAN):
+        context = make_context(8192, 3, 36, 26, 4, SetSecretKeyDist=distribution)
+        with pytest.raises(KeyFileError, match="UNIFORM_TERNARY"):
+            adopt(context.KeyGen().secretKey)
+    with pytest.raises(SecurityError, match="128-bit"):
+        adopt(make_context(4096, 3, 36, 26, 4).KeyGen().secretKey)
+    context = make_context(8192, 3, 36, 26, 4, SetScalingTechnique=openfhe.FLEXIBLEAUTO)
+    with pytest.raises(FormatError, match="FIXEDMANUAL"):
+        adopt(context.KeyGen().secretKey)
 
 
 def switching_noise(p: Parameters, level: int, error: float) -> float:

@@ -39,6 +39,7 @@ from he_serve.server import NewKey
 from he_serve.server import Server as ServerState
 from he_serve.settings import Settings
 from he_serve.worker import PrimeSets, load_models
+from keys import SecretKey
 
 MODEL = small_parameters()
 X = np.array([0.5, 0.25, -0.5])
@@ -89,7 +90,8 @@ def test_beside_a_client_on_the_models_primes(roomy: Server, tiny: CompiledModel
         assert own.bundle().checked_parameters() == chosen() != usual.bundle().checked_parameters()
         assert own.bundle().output.scale != usual.bundle().output.scale
         (made,) = set(encoded_files(roomy).items()) - set(before.items())
-        with Client(roomy.url, own_primes=True) as second:  # on the same primes: nothing is encoded again
+        # On the same primes, with a key that the caller had: nothing is encoded again.
+        with Client(roomy.url, secret_key=SecretKey.generate(chosen())) as second:
             for _ in range(3):
                 with ThreadPoolExecutor(3) as pool:  # for both workers
                     for raw in pool.map(lambda c: c.predict_raw(X), [own, second, usual]):
@@ -117,6 +119,17 @@ def test_over_a_restart(models_folder: Path, tmp_path: Path) -> None:
             own._keys.add_uploaded(entry)
             assert own.ensure_keys() == key and own.bundle() == bundle
             assert own.predict_raw(X).logits.argmax() == tiny_expected(X).argmax()
+
+
+def test_a_key_that_is_given(roomy: Server, tmp_path: Path) -> None:
+    """On the model's primes it is used as any other; it never goes to a disk."""
+    key = SecretKey.generate(MODEL)
+    with Client(roomy.url, secret_key=key) as client:
+        assert client.predict(X).label and client.bundle().checked_parameters() == MODEL
+        assert client.new_keys() != "" and client._keys.secret_key(client.bundle()) is key
+        assert not list(client._keys.path.glob("*.secret"))
+    with pytest.raises(InputError, match="leave the key store out"):
+        Client(roomy.url, secret_key=key, key_store=tmp_path)
 
 
 def test_seal_chooses_no_primes(roomy: Server) -> None:
