@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ class EncodedWeights:
         return _moduli(self.backend.parameters, encoding)
 
     def _shape(self, encoding: _Encoding) -> tuple[int, int]:
-        return _shape(self.backend.parameters, encoding, self._rows(encoding))
+        return _shape(self.backend.parameters, encoding, self._rows(encoding).shape)
 
     def _rows(self, encoding: _Encoding) -> Slots:
         """The vectors that are encoded, float64 [diagonals or 1][period]."""
@@ -148,10 +149,10 @@ class EncodedWeights:
         return values
 
 
-def encoded_bytes(circuit: Circuit, weights: Weights, parameters: Parameters) -> int:
-    """Bytes of the encoded weights of a circuit (without the file's header)."""
-    shapes = {e.name: _shape(parameters, e, np.atleast_2d(weights[e.weight])) for e in _encodings(circuit)}
-    return sum(count * size for count, size in shapes.values()) + integer_bytes(circuit)
+def encoded_bytes(circuit: Circuit, shapes: Mapping[str, tuple[int, ...]], parameters: Parameters) -> int:
+    """Bytes of the encoded weights of a circuit (without the file's header). shapes: of all weights by name."""
+    sizes = {e.name: _shape(parameters, e, shapes[e.weight]) for e in _encodings(circuit)}
+    return sum(count * size for count, size in sizes.values()) + integer_bytes(circuit)
 
 
 def _encodings(circuit: Circuit) -> Iterator[_Encoding]:
@@ -172,8 +173,9 @@ def _moduli(parameters: Parameters, encoding: _Encoding) -> tuple[int, ...]:
     return tuple(parameters.moduli[r] for r in rows)
 
 
-def _shape(parameters: Parameters, encoding: _Encoding, rows: Slots) -> tuple[int, int]:
-    return len(rows), packed_bytes(_moduli(parameters, encoding), 2 * rows.shape[1])
+def _shape(parameters: Parameters, encoding: _Encoding, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Polynomials of a weight of this shape, [diagonals][period] or [period], and the bytes of each."""
+    return math.prod(shape[:-1]), packed_bytes(_moduli(parameters, encoding), 2 * shape[-1])
 
 
 def encoded_file(folder: Path, bundle: Bundle) -> Path:

@@ -29,6 +29,9 @@ FUNCTIONS = (
 FAST_PRIME_BITS = 49  # larger primes run on the 64-bit integer kernels (ckks/backends/cpu.py)
 MAX_FILE_BYTES = 1 << 20
 OVERHEAD = 1.15  # of whole circuits over the sum of their calls: colder caches, allocation, Python; seen on this repository's models
+KEY_BYTE_SECONDS = (
+    1e-10  # of a key byte beside the time it is read in: it is uploaded once, in 100 inferences, at 100 MB/s
+)
 NEAR = 0.05  # squared distance below which samples count alike
 
 

@@ -39,6 +39,13 @@ def verify(circuit: Circuit, bundle: Bundle, weights: Weights) -> None:
     _check_interface(circuit, bundle, weights)
 
 
+def check_scales(circuit: Circuit, parameters: Parameters) -> None:
+    """Check what depends on the primes, for a circuit that was verified on others. Raises CircuitError."""
+    for ins in circuit.instructions:
+        _check_result(ins, [circuit.instructions[o] for o in ins.operands], parameters)
+        _check_weight_scale(ins)
+
+
 def _operands(circuit: Circuit, i: int, ins: Instruction) -> list[Instruction]:
     stacks = ins.op is Op.MATRIX and len(ins.operands) > 0
     if not stacks and len(ins.operands) != ARITY.get(ins.op, 1):
@@ -97,10 +104,7 @@ def _check_attributes(ins: Instruction, slots: int, weights: Weights, members: l
         raise CircuitError("takes a single ciphertext, not a stack")
     if ins.op is Op.ROTATE and not 0 < ins.steps < slots:
         raise CircuitError(f"rotation by {ins.steps} is not in 1..{slots - 1}")
-    if ins.op in (Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM, Op.MATRIX) and not (
-        1 <= ins.weight_scale < 2.0**120
-    ):
-        raise CircuitError(f"weight scale {ins.weight_scale} is out of range")
+    _check_weight_scale(ins)
     if ins.op not in _WEIGHTED:
         return
     if ins.weight not in weights:
@@ -133,6 +137,12 @@ def _check_attributes(ins: Instruction, slots: int, weights: Weights, members: l
         _check_hops({g for g, _ in ins.terms}, ins.giant_hops, slots)
     elif w.ndim != 1:
         raise CircuitError(f"weight {ins.weight!r} must be a vector")
+
+
+def _check_weight_scale(ins: Instruction) -> None:
+    scaled = ins.op in (Op.MULTIPLY_PLAIN, Op.LINEAR_TRANSFORM, Op.MATRIX)
+    if scaled and not 1 <= ins.weight_scale < 2.0**120:
+        raise CircuitError(f"weight scale {ins.weight_scale} is out of range")
 
 
 def _check_stack_weight(ins: Instruction, w: Slots, members: int) -> None:

@@ -18,7 +18,7 @@ from ckks.bundle import MAX_PARTS, Bundle, InputSpec, OutputSpec, RotationKey
 from ckks.bundle import Packing as SlotPacking
 from ckks.circuit import Circuit, Op, Weights, part_names
 from ckks.errors import ModelError
-from ckks.machine import Costs, Machine, default_machine
+from ckks.machine import KEY_BYTE_SECONDS, Costs, Machine, default_machine
 from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
 from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
 from ckks.security import MAX_LOG_QP, REQUIRED_BITS
@@ -37,7 +37,6 @@ from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
 from compiler.pack import Packing, pack
 from compiler.parameters import (
-    KEY_BYTE_SECONDS,
     MAX_SCALE_BITS,
     MIN_SCALE_BITS,
     Modulus,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ckks.circuit import Circuit
 from ckks.errors import InputError
+from ckks.machine import KEY_BYTE_SECONDS
 from ckks.parameters import Parameters
 from ckks.primes import MAX_PRIME_BITS, ntt_primes
 from ckks.security import REQUIRED_BITS, max_log_qp
@@ -91,10 +92,6 @@ def ciphertext_bytes(parameters: Parameters, level: int, members: int = 0) -> in
 
 def _row_bytes(parameters: Parameters, rows: tuple[int, ...]) -> int:
     return sum(4 if parameters.moduli[r] < 1 << 32 else 8 for r in rows) * parameters.degree
-
-
-# Beside the time it is read in: it is uploaded once, in 100 inferences, at 100 MB/s.
-KEY_BYTE_SECONDS = 1e-10
 
 
 def cheapest(

@@ -41,7 +41,7 @@ def make_report(
     """Free-form JSON: layers, steps, activation fits, operation counts, bytes, security, times predicted for `machine`."""
     steps = _steps(circuit, weights, parameters, machine.costs())
     cost = Prices(machine.costs()).of_weights(weights).count(parameters, circuit).cost
-    weight_bytes = encoded_bytes(circuit, weights, parameters)
+    weight_bytes = encoded_bytes(circuit, {k: w.shape for k, w in weights.items()}, parameters)
     expanded = expanded_bytes(parameters, circuit.key_needs())
     working = circuit.working_bytes() + _inner_bytes(circuit, parameters)
     limbs = [p.bit_length() for p in parameters.moduli]

@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from ckks.errors import HeError
@@ -25,7 +25,7 @@ from he_serve.observe import Observe
 from he_serve.problems import CONTENT_TYPE as PROBLEM_TYPE
 from he_serve.problems import RequestError, busy
 from he_serve.registry import Deployed
-from he_serve.server import CIPHERTEXT_TYPE, NewKey, Server
+from he_serve.server import CIPHERTEXT_TYPE, NewKey, PrimeSet, Server
 from he_serve.settings import Settings
 
 _log = logging.getLogger("he_serve")
@@ -137,9 +137,31 @@ def _add_protocol_routes(app: FastAPI, server: Server) -> None:
             return Response(status_code=304, headers=headers)
         return Response(model.bundle_bytes, media_type="application/json", headers=headers)
 
+    @app.post("/v2/models/{name}/client")
+    async def bundle_on_primes(name: str, request: Request) -> Response:
+        wanted = await _json_body(PrimeSet, request, server)
+        model = await asyncio.to_thread(server.on_primes, server.model(name), wanted.parameters)
+        return Response(model.bundle_bytes, media_type="application/json")
+
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(server.metrics.text(), media_type=METRICS_TYPE)
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+async def _json_body(kind: type[_Body], request: Request, server: Server) -> _Body:
+    """A small JSON object. Raises RequestError."""
+    bodies.require_type(request.headers, "application/json")
+    length = bodies.content_length(request.headers, _MAX_JSON, "JSON body")
+    data = await bodies.whole(request.stream(), length, server.settings)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(x) for x in first["loc"]) or "body"
+        raise RequestError(422, "bad-request", f"{where}: {first['msg']}") from None
 
 
 def _require_ready(server: Server) -> None:
@@ -152,15 +174,7 @@ def _require_ready(server: Server) -> None:
 def _add_key_routes(app: FastAPI, server: Server) -> None:
     @app.post("/v2/keys", status_code=201)
     async def create(request: Request, response: Response) -> dict[str, Any]:
-        bodies.require_type(request.headers, "application/json")
-        length = bodies.content_length(request.headers, _MAX_JSON, "JSON body")
-        data = await bodies.whole(request.stream(), length, server.settings)
-        try:
-            new = NewKey.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(str(x) for x in first["loc"]) or "body"
-            raise RequestError(422, "bad-request", f"{where}: {first['msg']}") from None
+        new = await _json_body(NewKey, request, server)
         record = await asyncio.to_thread(server.create_key, new)
         response.headers["Location"] = f"/v2/keys/{record.id}"
         response.headers["Upload-Offset"] = "0"
@@ -189,7 +203,7 @@ def _add_key_routes(app: FastAPI, server: Server) -> None:
 
     @app.delete("/v2/keys/{key_id}", status_code=204)
     async def revoke(key_id: str) -> Response:
-        await asyncio.to_thread(server.keys.revoke, key_id)
+        await asyncio.to_thread(server.revoke, key_id)
         return Response(status_code=204)
 
 
@@ -206,7 +220,7 @@ def _add_infer_route(app: FastAPI, server: Server) -> None:
         )
         headers = {
             "Server-Timing": timing,
-            "Bundle-Digest": server.models[name].digest,
+            "Bundle-Digest": request.headers["bundle-digest"],  # that of the key, as infer has checked
             "Cache-Control": "no-store",
         }
         return Response(result.data, media_type=CIPHERTEXT_TYPE, headers=headers)

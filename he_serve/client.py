@@ -23,14 +23,16 @@ import httpx
 
 from ckks.bundle import MAX_BUNDLE_BYTES, Bundle
 from ckks.errors import HeError, InputError, RemoteError
+from ckks.rebase import is_rebased
 from ckks.types import Slots
 from ckks.wire import ciphertexts_limit, dump_ciphertexts, load_ciphertexts
 from ckks.wire_keys import dump_keys
+from he_serve.answers import parse_bundle, parse_json, refusal
 from he_serve.images import ImageLike, to_inputs
 from he_serve.keyfolder import KeyFolder, Uploaded
 from he_serve.packing import in_requests, joined, pack_inputs, unpack
 from he_serve.prediction import Prediction, RawPrediction, check_plausible
-from keys.libraries import Library, secret_key_type
+from keys.libraries import AnySecretKey, Library, own_parameters, secret_key_type
 
 Progress = Callable[[str, int, int], None]
 _MAX_JSON = 1 << 20
@@ -54,7 +56,9 @@ class Client:
     model: its name; may be left out where the server has only one. key_store: folder for keys that outlive this object; without one they
     live in memory and are revoked at the end. passphrase: protects the secret-key files there (None: plain files of mode 0600).
     pin: the bundle digest (SHA-256) to insist on; without one, the first bundle seen is remembered in key_store and insisted on.
-    library: whose keys to use; "openfhe" needs Python 3.10 and a model compiled for it (docs/openfhe.md).
+    library: whose keys to use; "openfhe" needs Python 3.10 (docs/openfhe.md). own_primes: have that library choose primes of the model's
+    sizes, and the server evaluate on those, if it has a place for them. The default, the model's primes, is faster.
+    secret_key: one that the caller has (keys.openfhe.adopt), on whatever primes; it stays in memory, so there is no key_store.
     progress(phase, done, all): called while keys are made and uploaded. timeout: seconds to wait for an answer.
     Methods raise InputError for what the caller brought, RemoteError for what the server did.
     """
@@ -68,10 +72,15 @@ class Client:
         passphrase: str | None = None,
         pin: str | None = None,
         library: Library = "seal",
+        own_primes: bool = False,
+        secret_key: AnySecretKey | None = None,
         progress: Progress | None = None,
         timeout: float = 600.0,
     ) -> None:
         secret_key_type(library)  # refused now rather than when older keys have been revoked
+        if secret_key is not None and key_store is not None:
+            raise InputError("a secret key that is given stays in memory: leave the key store out")
+        self._own_primes, self._given = library if own_primes else None, secret_key
         self.url = url.rstrip("/")
         self._model, self._pin, self._progress = model, pin, progress or (lambda phase, done, total: None)
         try:
@@ -91,7 +100,7 @@ class Client:
         )
         self._temporary = tempfile.TemporaryDirectory(prefix="he-serve-") if key_store is None else None
         folder = Path(self._temporary.name) if self._temporary is not None else Path(key_store or "")
-        self._keys = KeyFolder(folder, passphrase, self._temporary is None, library)
+        self._keys = KeyFolder(folder, passphrase, self._temporary is None, library, secret_key)
         self._bundle: Bundle | None = None
         self._ready_id: str | None = None
         self.setup = KeySetup()
@@ -215,7 +224,7 @@ class Client:
                 )
             if pin is None:
                 self._keys.set_pin(self.url, bundle.name, digest)
-            self._bundle = bundle
+            self._bundle = self._on_own_primes(bundle)
         return self._bundle
 
     def new_keys(self) -> str:
@@ -229,7 +238,7 @@ class Client:
                 f"the server's bundle for {bundle.name} is {digest[:12]}..., not the pinned {str(self._pin)[:12]}..."
             )
         self._keys.set_pin(self.url, bundle.name, digest)
-        self._bundle = bundle
+        self._bundle = bundle = self._on_own_primes(bundle)
         self.revoke()
         self._keys.new_secret_key(bundle)
         return self.ensure_keys()
@@ -281,14 +290,24 @@ class Client:
     def _fetch_bundle(self) -> tuple[Bundle, str]:
         name = self._model or self._only_model()
         data, _ = self._request("GET", f"/v2/models/{name}/client", limit=MAX_BUNDLE_BYTES)
-        try:
-            bundle = Bundle.from_bytes(data)
-        except HeError as error:
-            raise RemoteError(f"the server's bundle is refused: {error}") from None
-        if bundle.name != name or bundle.to_bytes() != data:
-            raise RemoteError(f"the server's bundle is not that of {name} in its canonical form")
+        bundle = parse_bundle(data, name)
         self._model = name
         return bundle, bundle.digest
+
+    def _on_own_primes(self, bundle: Bundle) -> Bundle:
+        """The bundle on the primes of our key or our library's choice, if wanted; no more may have changed than follows from them."""
+        if self._given is not None:
+            primes = self._given.parameters
+        elif self._own_primes is not None:
+            primes = own_parameters(self._own_primes, bundle.checked_parameters(), bundle.key_needs())
+        else:
+            return bundle
+        path, body = f"/v2/models/{bundle.name}/client", {"parameters": primes.to_json()}
+        data, _ = self._request("POST", path, json=body, limit=MAX_BUNDLE_BYTES)
+        found = parse_bundle(data, bundle.name)
+        if not is_rebased(found, bundle, primes):
+            raise RemoteError(f"the server's bundle for other primes is not that of {bundle.name} on them")
+        return found
 
     def _only_model(self) -> str:
         try:
@@ -316,7 +335,7 @@ class Client:
             "bundle_digest": bundle.digest,
             "size": path.stat().st_size,
             "sha256": _file_digest(path),
-        }
+        } | ({"parameters": bundle.parameters} if self._own_primes or self._given else {})
         try:
             key_id = str(self._json("POST", "/v2/keys", json=new, accept=(201,))["id"])
         except (KeyError, TypeError):
@@ -372,7 +391,7 @@ class Client:
         data, headers = self._request("GET", f"/v2/keys/{key_id}", accept=(200, 404))
         if headers["x-status"] == "404":
             return "unknown"
-        return str(_parse(data).get("state"))
+        return str(parse_json(data).get("state"))
 
     def _wait_ready(self, key_id: str) -> None:
         pause = 0.02
@@ -409,7 +428,7 @@ class Client:
         return data, {name: float(milliseconds) / 1000 for name, milliseconds in times}
 
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        return _parse(self._request(method, path, **request)[0])
+        return parse_json(self._request(method, path, **request)[0])
 
     def _request(
         self,
@@ -444,22 +463,12 @@ class Client:
                 f"the connection to {self.url} failed: {type(error).__name__}; try again"
             ) from None
         if response.status_code not in accept:
-            raise _refusal(response.status_code, bytes(data))
+            raise refusal(response.status_code, bytes(data))
         return bytes(data), headers
 
 
 class _ConnectionLostError(RemoteError):
     """A connection that broke: worth another try."""
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        value = httpx.Response(200, content=data).json()
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise RemoteError("the server's answer is not a JSON object; is this an he-serve server?")
-    return value
 
 
 def _file_digest(path: Path) -> str:
@@ -468,12 +477,3 @@ def _file_digest(path: Path) -> str:
         while part := file.read(_READ):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _refusal(status: int, data: bytes) -> RemoteError:
-    """A problem+json answer, or whatever else came, as an error of ours."""
-    try:
-        problem = _parse(data)
-        return RemoteError(f"{str(problem['title'])[:200]} ({status}): {str(problem['detail'])[:1000]}")
-    except (RemoteError, KeyError):
-        return RemoteError(f"the server answered with status {status}; is this an he-serve server?")

@@ -65,15 +65,15 @@ class Executor:
         while not self._queue.empty():
             _fail(self._queue.get_nowait(), busy("the server is stopping", 10))
 
-    async def evaluate(self, model: str, keys: Path, ciphertext: bytes | Path) -> Result:
-        """Run `model` on wire bytes, or on a file of them.
+    async def evaluate(self, model: str, primes: str, keys: Path, ciphertext: bytes | Path) -> Result:
+        """Run `model` on wire bytes, or on a file of them. primes: as in KeyRecord.
 
         Raises RequestError: 503 queue full, 422 bad ciphertext, 500 worker died, 504 too slow.
 
         Cancelling the call cancels the job: before it starts, or between two operations of the circuit.
         """
         loop = asyncio.get_running_loop()
-        header = {"model": model, "keys": str(keys)}
+        header = {"model": model, "primes": primes, "keys": str(keys)}
         payload = b""
         if isinstance(ciphertext, Path):
             header["file"] = str(ciphertext)
@@ -141,6 +141,7 @@ class Executor:
             "backend": self._settings.backend,
             "threads": self._settings.threads,
             "mapped_keys": self._settings.mapped_keys,
+            "prime_sets": self._settings.prime_sets,
             "encoded": str(self._settings.encoded),
         }
         process.stdin.write(frames.dump(config))

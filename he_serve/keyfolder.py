@@ -61,14 +61,20 @@ class LocalKey:
 class KeyFolder:
     """passphrase: protects secret-key files; None: plain files of mode 0600. secrets_on_disk False: secret keys stay in memory.
 
-    library: which holds the keys; the files are the same for all.
+    library: which holds the keys; the files are the same for all. given: the secret key to use in place of new ones, in memory.
     """
 
     def __init__(
-        self, path: Path, passphrase: str | None, secrets_on_disk: bool = True, library: Library = "seal"
+        self,
+        path: Path,
+        passphrase: str | None,
+        secrets_on_disk: bool = True,
+        library: Library = "seal",
+        given: AnySecretKey | None = None,
     ) -> None:
         self.path, self._passphrase, self._on_disk = path, passphrase, secrets_on_disk
         self._library: Library = library
+        self._given = given
         self._memory: dict[str, AnySecretKey] = {}
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -109,8 +115,8 @@ class KeyFolder:
         return self._memory.get(path.name)
 
     def new_secret_key(self, bundle: Bundle) -> AnySecretKey:
-        """Generate and keep a secret key for one model version, in place of an older one. Raises KeyFileError."""
-        key = secret_key_type(self._library).generate(bundle.checked_parameters())
+        """Generate (or take what was given) and keep a secret key for one model version, in place of an older one. Raises KeyFileError."""
+        key = self._given or secret_key_type(self._library).generate(bundle.checked_parameters())
         path = self.secret_path(bundle)
         # What servers and the upload file hold belongs to the older key.
         self.index.uploaded = [u for u in self.index.uploaded if u.bundle_digest != bundle.digest]

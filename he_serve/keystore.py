@@ -24,13 +24,16 @@ from he_serve.settings import Settings
 State = Literal["uploading", "validating", "ready", "rejected"]
 _SCHEMA = """CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, model TEXT NOT NULL, bundle_digest TEXT NOT NULL, size INTEGER NOT NULL, reserved INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, created REAL NOT NULL)"""
-_COLUMNS = "id, model, bundle_digest, size, sha256, state, reason, created"
+    sha256 TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, created REAL NOT NULL, primes TEXT NOT NULL DEFAULT '')"""
+_COLUMNS = "id, model, bundle_digest, size, sha256, state, reason, created, primes"
 
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """One uploaded key set. size and sha256: of the file the client announced; created: seconds since the epoch."""
+    """One uploaded key set. size and sha256: of the file the client announced; created: seconds since the epoch.
+
+    primes: JSON of the prime set that the client chose; "" for the model's.
+    """
 
     id: str
     model: str
@@ -40,6 +43,7 @@ class KeyRecord:
     state: State
     reason: str
     created: float
+    primes: str
 
 
 class KeyStore:
@@ -64,6 +68,10 @@ class KeyStore:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(_SCHEMA)
+        if "primes" not in {
+            row[1] for row in self._db.execute("PRAGMA table_info(keys)")
+        }:  # of an older server
+            self._db.execute("ALTER TABLE keys ADD COLUMN primes TEXT NOT NULL DEFAULT ''")
         self._clean()
 
     def _clean(self) -> None:
@@ -90,13 +98,15 @@ class KeyStore:
         """Where the expanded keys lie once they are ready; a file here is always complete."""
         return self._folder / f"{key_id}.packed"
 
-    def create(self, model: str, digest: str, size: int, sha256: str, reserved: int) -> KeyRecord:
+    def create(
+        self, model: str, digest: str, size: int, sha256: str, reserved: int, primes: str = ""
+    ) -> KeyRecord:
         """Begin an upload. reserved: disk bytes to account for. Raises RequestError 507 if the store is full."""
         self._expire()
         record = KeyRecord(
-            secrets.token_urlsafe(32), model, digest, size, sha256, "uploading", "", time.time()
+            secrets.token_urlsafe(32), model, digest, size, sha256, "uploading", "", time.time(), primes
         )
-        row = (record.id, model, digest, size, reserved, sha256, record.state, "", record.created)
+        row = (record.id, model, digest, size, reserved, sha256, record.state, "", record.created, primes)
         with self._lock:
             used = self._db.execute(
                 "SELECT coalesce(sum(reserved), 0) FROM keys WHERE state != 'rejected'"
@@ -107,7 +117,7 @@ class KeyStore:
                     "key-store-full",
                     "the server has no space for more keys; revoke old ones or ask its operator",
                 )
-            self._db.execute("INSERT INTO keys VALUES (?,?,?,?,?,?,?,?,?)", row)
+            self._db.execute("INSERT INTO keys VALUES (?,?,?,?,?,?,?,?,?,?)", row)
         self.upload_path(record.id).touch(mode=0o600)
         return record
 

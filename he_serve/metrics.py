@@ -10,7 +10,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """One server's metrics. waiting, ready, loading_peak: read when the metrics are. encoded: bytes of encoded weights by model."""
+    """One server's metrics. waiting, ready, loading_peak, prime_sets: read when the metrics are.
+
+    encoded: bytes of encoded weights by model.
+    """
 
     def __init__(
         self,
@@ -18,6 +21,7 @@ class Metrics:
         ready: Callable[[], float],
         loading_peak: Callable[[], float],
         encoded: Mapping[str, int],
+        prime_sets: Callable[[], float],
     ) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
@@ -51,6 +55,9 @@ class Metrics:
             "Largest peak memory of a worker when it had loaded its models.",
             registry=self._registry,
         ).set_function(loading_peak)
+        Gauge(
+            "he_serve_prime_sets", "Prime sets of clients that keys are held for.", registry=self._registry
+        ).set_function(prime_sets)
         weights = Gauge(
             "he_serve_encoded_weights_bytes",
             "Encoded weights, mapped by all workers.",

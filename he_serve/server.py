@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import secrets
 import shutil
+import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckks.encoded import encoded_file
+from ckks.errors import HeError, ParameterError
 from ckks.expanded import expanded_bytes
+from ckks.parameters import Parameters
 from ckks.wire import ciphertexts_limit
 from ckks.wire_keys import key_file_size
 from he_serve import bodies
 from he_serve.executor import Executor, Result
-from he_serve.keystore import KeyRecord, KeyStore, sync_file
+from he_serve.keystore import KeyRecord, KeyStore, State, sync_file
 from he_serve.metrics import Metrics
 from he_serve.problems import RequestError, busy
 from he_serve.registry import Deployed, load_registry
@@ -26,17 +32,26 @@ from he_serve.validate import validate
 
 CIPHERTEXT_TYPE = "application/octet-stream"
 _UPLOAD_CHUNK = "application/offset+octet-stream"
+_KEPT_SETS = 16  # of those that clients ask about; a bundle and a circuit each
 Left = Callable[[], Awaitable[None]]
 
 
 class NewKey(BaseModel):
-    """The body of POST /v2/keys: what is about to be uploaded."""
+    """The body of POST /v2/keys: what is about to be uploaded. parameters: a prime set of the client's choice (see PrimeSet)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: Annotated[str, Field(max_length=100)]
     bundle_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: Annotated[int, Field(ge=1, le=1 << 50)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    parameters: dict[str, Any] | None = None
+
+
+class PrimeSet(BaseModel):
+    """The body of POST /v2/models/{name}/client: the parameters that a client wants a model on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    parameters: dict[str, Any]
 
 
 class Server:
@@ -51,8 +66,11 @@ class Server:
             lambda: self.executor.ready_workers,
             lambda: self.executor.loading_peak,
             {name: m.encoded_bytes for name, m in self.models.items()},
+            lambda: len(self._sets_of("ready")),
         )
         self.keys = KeyStore(settings)
+        self._on_primes: OrderedDict[tuple[str, str], Deployed] = OrderedDict()
+        self._deriving = threading.Lock()
         self.draining = False
         self._admitted = 0
         self._writing: set[str] = set()
@@ -78,13 +96,68 @@ class Server:
         self.keys.close()
 
     def _tidy_encoded(self) -> None:
-        """Remove the encoded weights of models that are no longer deployed."""
+        """Remove the encoded weights of models that are no longer deployed, and those on prime sets that no key uses."""
         folder = self.settings.encoded
         folder.mkdir(exist_ok=True)
-        kept = {encoded_file(folder, m.bundle).stem for m in self.models.values()}
+        used = [*self.models.values(), *self._sets_of("ready", "validating")]
+        kept = {encoded_file(folder, m.bundle).stem for m in used}
         for path in folder.iterdir():
             if path.stem not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)
+
+    def _sets_of(self, *states: State) -> list[Deployed]:
+        """Models on primes of clients, those that keys in one of these states are for."""
+        used = {(r.model, r.primes) for r in self.keys.records() if r.primes and r.state in states}
+        found = []
+        for name, primes in sorted(used):
+            with contextlib.suppress(HeError):  # the model was deployed anew, and these keys are of no use
+                found.append(self.on_primes(self.model(name), json.loads(primes)))
+        return found
+
+    def on_primes(self, model: Deployed, parameters: object) -> Deployed:
+        """A model on a client's prime set (parsed JSON of unknown origin). Raises RequestError 422. Quick; one at a time.
+
+        The last few are kept.
+        """
+        try:
+            p = Parameters.from_json(parameters)
+            key = model.digest, p.digest
+            with self._deriving:
+                if key not in self._on_primes:
+                    self._on_primes[key] = model.on(p)
+                while len(self._on_primes) > _KEPT_SETS + self.settings.prime_sets:
+                    self._on_primes.popitem(last=False)
+                self._on_primes.move_to_end(key)
+                return self._on_primes[key]
+        except ParameterError as error:
+            raise RequestError(422, "prime-set", f"this prime set is refused: {error}") from None
+
+    def _require_place(self, model: Deployed) -> None:
+        """Raise RequestError 507 unless there may be encoded weights on the primes of `model`, beside those of keys that are ready.
+
+        Announcing an upload takes no place; when one is complete there may be none any more.
+        """
+        if not model.own_primes:
+            return
+        others = [m for m in self._sets_of("ready") if m.digest != model.digest]
+        if len(others) >= self.settings.prime_sets:
+            raise RequestError(
+                507,
+                "prime-sets-full",
+                f"the server keeps encoded weights for {self.settings.prime_sets} prime sets of clients, and all are in use; "
+                "use the model's own primes, or ask its operator (--prime-sets)",
+            )
+        limit = self.settings.weights_memory
+        if (
+            limit is not None
+            and sum(m.encoded_bytes for m in (*self.models.values(), *others, model)) > limit
+        ):
+            raise RequestError(
+                507,
+                "prime-sets-full",
+                f"encoded weights on this prime set would take {model.encoded_bytes / 1e6:.1f} MB, more than the server has left for "
+                "them; use the model's own primes, or ask its operator (--weights-memory)",
+            )
 
     def model(self, name: str) -> Deployed:
         """A deployed model. Raises RequestError 404."""
@@ -97,6 +170,9 @@ class Server:
     def create_key(self, new: NewKey) -> KeyRecord:
         """Begin an upload. Raises RequestError."""
         model = self.model(new.model)
+        if new.parameters is not None:
+            model = self.on_primes(model, new.parameters)
+            self._require_place(model)
         if new.bundle_digest != model.digest:
             raise RequestError(
                 409, "bundle-changed", f"{new.model} now has another bundle; fetch it and make keys for it"
@@ -107,7 +183,26 @@ class Server:
                 422, "key-size", f"a key file for {new.model} has {least + 1} to {most} bytes, got {new.size}"
             )
         reserved = new.size + expanded_bytes(model.parameters, model.needs)
-        return self.keys.create(new.model, model.digest, new.size, new.sha256, reserved)
+        if model.own_primes:
+            reserved += model.encoded_bytes
+        return self.keys.create(new.model, model.digest, new.size, new.sha256, reserved, model.own_primes)
+
+    def revoke(self, key_id: str) -> None:
+        """Forget a key, and the encoded weights that only its prime set needed. Raises RequestError 404."""
+        own = bool(self.keys.get(key_id).primes)
+        self.keys.revoke(key_id)
+        if own:
+            self._tidy_encoded()
+
+    def _deployed(self, record: KeyRecord) -> Deployed | None:
+        """What a key was made for, if it is still deployed."""
+        model = self.models.get(record.model)
+        if model is not None and record.primes:
+            try:
+                model = self.on_primes(model, json.loads(record.primes))
+            except RequestError:
+                return None
+        return model
 
     async def append(self, key_id: str, headers: Mapping[str, str], stream: AsyncIterator[bytes]) -> int:
         """Write one part of an upload to disk as it arrives -> the new offset. Raises RequestError."""
@@ -144,13 +239,17 @@ class Server:
     def _validate(self, record: KeyRecord) -> None:
         async def task() -> None:
             async with self._one_validation:
-                model = self.models.get(record.model)
+                model = await asyncio.to_thread(self._deployed, record)
                 if model is None or model.digest != record.bundle_digest:
                     self.keys.finish(
                         record.id, "the model has another bundle now; fetch it and make keys for it"
                     )
+                elif (reason := await asyncio.to_thread(self._no_place, model)) is not None:
+                    self.keys.finish(record.id, reason)
                 else:
                     await validate(record, self.keys, model, self.settings)
+                if record.primes:
+                    await asyncio.to_thread(self._tidy_encoded)
                 outcome = next((r.state for r in self.keys.records() if r.id == record.id), "revoked")
                 self.metrics.validated.labels(outcome).inc()
 
@@ -158,14 +257,23 @@ class Server:
         self._validations.add(running)
         running.add_done_callback(self._validations.discard)
 
-    def checked_key(self, name: str, headers: Mapping[str, str]) -> KeyRecord:
-        """The key that an inference on model `name` names, if it may be used. Raises RequestError."""
+    def _no_place(self, model: Deployed) -> str | None:
+        """Why there is no place for the prime set of a key by now, if there is none."""
+        try:
+            self._require_place(model)
+        except RequestError as error:
+            return error.detail
+        return None
+
+    def checked_key(self, name: str, headers: Mapping[str, str]) -> tuple[KeyRecord, Deployed]:
+        """The key that an inference on model `name` names, if it may be used, and the model on its primes. Raises RequestError."""
         model, digest = self.model(name), headers.get("bundle-digest", "")
         if not headers.get("key-id") or not digest:
             raise RequestError(400, "missing-header", "send the headers Key-Id and Bundle-Digest")
         record = self.keys.get(headers["key-id"])
         if record.model != name:
             raise RequestError(409, "other-model", f"this key was made for the model {record.model}")
+        model = self._deployed(record) or model
         if digest != model.digest:
             # The key proves that its bundle was deployed here once; any other digest never was, as far as this client can show.
             retired = digest == record.bundle_digest
@@ -184,7 +292,7 @@ class Server:
                 f"this key is {record.state}; wait until it is ready",
                 {"Retry-After": "1"},
             )
-        return record
+        return record, model
 
     async def infer(
         self, name: str, headers: Mapping[str, str], stream: AsyncIterator[bytes], left: Left
@@ -193,7 +301,7 @@ class Server:
         if self.draining:
             raise busy("the server is stopping", 10)
         bodies.require_type(headers, CIPHERTEXT_TYPE)
-        record, model = self.checked_key(name, headers), self.models[name]
+        record, model = self.checked_key(name, headers)
         bundle = model.bundle
         limit = ciphertexts_limit(model.parameters, bundle.input_ciphertexts, bundle.input_members)
         length = bodies.content_length(headers, limit, "ciphertext")
@@ -218,7 +326,8 @@ class Server:
 
     async def _evaluate(self, name: str, record: KeyRecord, data: bytes | Path, left: Left) -> Result:
         """Evaluate, unless the client leaves first."""
-        job = asyncio.create_task(self.executor.evaluate(name, self.keys.expanded_path(record.id), data))
+        keys = self.keys.expanded_path(record.id)
+        job = asyncio.create_task(self.executor.evaluate(name, record.primes, keys, data))
         leave = asyncio.ensure_future(left())
         try:
             await asyncio.wait({job, leave}, return_when=asyncio.FIRST_COMPLETED)

@@ -18,6 +18,7 @@ class Settings:
     sizes in bytes. chunk_timeout: longest silence within a request body. minimum_rate: bytes per second that a body must reach on average
     after chunk_timeout. key_store_bytes: disk space for uploaded and expanded keys together; a new upload that does not fit is refused.
     weights_memory: most bytes that the encoded weights of all models may take together, once for all workers; None for no bound.
+    prime_sets: prime sets chosen by clients that may be in use at a time, beside the models' own; each has encoded weights of its own.
     """
 
     models: Path
@@ -38,6 +39,7 @@ class Settings:
     mapped_keys: int = 64
     key_store_bytes: int = 64 * GIB
     weights_memory: int | None = None
+    prime_sets: int = 4
     drain: float = 0.5
 
     @property
@@ -62,6 +64,7 @@ class Settings:
             ("threads", self.threads, 1),
             ("queue", self.queue, 1),
             ("weights memory", self.weights_memory, 1),
+            ("prime sets", self.prime_sets, 0),
         ):
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")

@@ -6,6 +6,7 @@ message stops the job, the end of the stream ends the process (the server is gon
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -25,8 +26,9 @@ from ckks.errors import HeError, InputError
 from ckks.evaluator import CkksEvaluator
 from ckks.expanded import map_keys
 from ckks.interpreter import run
-from ckks.modelfile import load_model
+from ckks.modelfile import CompiledModel, load_model
 from ckks.parameters import Parameters
+from ckks.rebase import rebase_model
 from ckks.types import EvaluationKeys
 from ckks.wire import dump_ciphertexts, load_ciphertexts
 from he_serve import frames
@@ -40,13 +42,33 @@ class JobCancelledError(HeError):
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model ready to run."""
+    """A model ready to run. encoded: the file of its encoded weights, if processes share them."""
 
     bundle: Bundle
     circuit: Circuit
     parameters: Parameters
     backend: Backend
     weights: EncodedWeights
+    encoded: Path | None
+
+    @staticmethod
+    def prepare(model: CompiledModel, backend: Backend, threads: int, folder: Path | None) -> Loaded:
+        """Encode the weights of a model, or map them from `folder` if they are there. Raises EvaluationError."""
+        weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
+        path = None if folder is None else encoded_file(folder, model.bundle)
+        start = time.perf_counter()
+        if path is None:
+            weights.prepare(model.circuit)
+        else:
+            weights.prepare_shared(model.circuit, path)
+        _log.info(
+            "%s: %.0f MB of encoded weights in %.2f s; peak memory %.0f MB",
+            model.bundle.name,
+            weights.nbytes / 1e6,
+            time.perf_counter() - start,
+            _peak_memory() / 1e6,
+        )
+        return Loaded(model.bundle, model.circuit, backend.parameters, backend, weights, path)
 
 
 class MappedKeys:
@@ -83,22 +105,39 @@ def load_models(
         key = p.digest, backend_for(backend_name, model.circuit)
         if key not in backends:
             backends[key] = make_backend(p, key[1], threads)
-        backend = backends[key]
-        weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
-        start = time.perf_counter()
-        if encoded is None:
-            weights.prepare(model.circuit)
-        else:
-            weights.prepare_shared(model.circuit, encoded_file(encoded, model.bundle))
-        _log.info(
-            "%s: %.0f MB of encoded weights in %.2f s; peak memory %.0f MB",
-            model.bundle.name,
-            weights.nbytes / 1e6,
-            time.perf_counter() - start,
-            _peak_memory() / 1e6,
-        )
-        models[model.bundle.name] = Loaded(model.bundle, model.circuit, p, backend, weights)
+        models[model.bundle.name] = Loaded.prepare(model, backends[key], threads, encoded)
     return models
+
+
+class PrimeSets:
+    """The most recently used models on prime sets that clients chose. Their weights were encoded when the first such key was checked."""
+
+    def __init__(self, models: dict[str, Loaded], capacity: int, backend_name: str, threads: int) -> None:
+        self._models, self._capacity = models, capacity
+        self._backend_name, self._threads = backend_name, threads
+        self._loaded: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
+
+    def get(self, name: str, primes: str) -> Loaded:
+        """Model `name` on the prime set `primes` (JSON), or on its own for "". Sets whose last key was revoked are let go first."""
+        if not primes:
+            return self._models[name]
+        for gone in [k for k, m in self._loaded.items() if m.encoded is not None and not m.encoded.exists()]:
+            del self._loaded[gone]
+        key = name, primes
+        if key not in self._loaded:
+            self._loaded[key] = self._load(*key)
+        self._loaded.move_to_end(key)
+        while len(self._loaded) > max(self._capacity, 1):
+            self._loaded.popitem(last=False)
+        return self._loaded[key]
+
+    def _load(self, name: str, primes: str) -> Loaded:
+        base, p = self._models[name], Parameters.from_json(json.loads(primes))
+        compiled = CompiledModel(base.bundle, base.circuit, base.weights.weights, {})
+        model = rebase_model(compiled, p)
+        backend = make_backend(p, backend_for(self._backend_name, model.circuit), self._threads)
+        folder = None if base.encoded is None else base.encoded.parent
+        return Loaded.prepare(model, backend, self._threads, folder)
 
 
 def _peak_memory() -> int:
@@ -141,6 +180,7 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
 
     config, _ = frames.read(source)
     models = load_models(config["models"], config["backend"], config["threads"], Path(config["encoded"]))
+    sets = PrimeSets(models, config["prime_sets"], config["backend"], config["threads"])
     mapped = MappedKeys(config["mapped_keys"])
     send({"status": "ready", "peak_memory": _peak_memory()})
     while True:
@@ -148,11 +188,11 @@ def _serve(source: BinaryIO, sink: BinaryIO) -> None:
         if "model" not in job:
             continue  # a cancel message that crossed our answer
         try:
-            model = models[job["model"]]
+            keys = Path(job["keys"])
+            keys.stat()  # not there: revoked, and no weights are to be encoded for its primes
+            model = sets.get(job["model"], job["primes"])
             body = Path(job["file"]) if "file" in job else data
-            result, seconds = evaluate(
-                model, mapped.get(Path(job["keys"]), model.parameters), body, cancelled
-            )
+            result, seconds = evaluate(model, mapped.get(keys, model.parameters), body, cancelled)
             send({"status": "done", "seconds": seconds}, result)
         except JobCancelledError:
             send({"status": "cancelled"})

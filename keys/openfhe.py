@@ -19,10 +19,14 @@ import numpy.typing as npt
 import openfhe
 
 from ckks.backends import make_backend
-from ckks.errors import EvaluationError, KeyFileError
+from ckks.counting import CountedValue, CountingEvaluator
+from ckks.errors import EvaluationError, FormatError, KeyFileError, ParameterError, SecurityError
+from ckks.machine import KEY_BYTE_SECONDS, default_machine
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
+from ckks.rebase import TOLERANCE, switching_noise
 from ckks.types import Ciphertext, KeyNeeds, Residues, SeededCiphertext, SeededKeys, SeededPublicKey, Slots
+from ckks.wire_keys import key_file_size
 from keys import openfhe_bytes
 from keys.switching import (
     Progress,
@@ -37,6 +41,97 @@ from keys.switching import (
 )
 
 STATISTICAL_BITS = 30  # of flooding noise over the noise it hides: OpenFHE's default
+
+
+def own_parameters(model: Parameters, needs: KeyNeeds) -> Parameters:
+    """The primes that OpenFHE chooses when asked for a model's sizes: FIXEDMANUAL, HYBRID, special primes of 60 bits.
+
+    Of the numbers of digits that are as secure (128, 192 or 256 bits) and no noisier in key switching than the model's parameters
+    (ckks/rebase.py refuses others), the best by predicted time and key bytes. Raises SecurityError where special primes of 60 bits
+    leave none.
+    """
+    limbs, found = len(model.data_primes), list[Parameters]()
+    for alpha in range(1, limbs + 1):
+        digits = -(-limbs // alpha)
+        if -(-limbs // digits) != alpha:
+            continue  # OpenFHE is told the number of digits and makes them as even as this
+        try:
+            made = _chosen(model, digits)
+        except ParameterError:
+            continue
+        quiet = all(switching_noise(model, made, level) <= TOLERANCE for level in range(limbs))
+        if quiet and made.security_bits >= model.security_bits:
+            found.append(made)
+    if not found:
+        raise SecurityError(
+            f"OpenFHE's special primes of 60 bits leave no set of {limbs} data primes with {model.security_bits} bits of security for "
+            f"N={model.degree}; use the model's own primes"
+        )
+    return min(found, key=lambda p: _price(p, needs))
+
+
+def _price(p: Parameters, needs: KeyNeeds) -> float:
+    """Predicted seconds of using every key once, and the share of an upload, as the compiler weighs them."""
+    evaluator = CountingEvaluator(p)
+    for level in (
+        *needs.rotations.values(),
+        *(() if needs.relinearisation is None else (needs.relinearisation,)),
+    ):
+        evaluator.rotate(CountedValue(level), 1)
+    seconds = default_machine().costs().seconds(p, evaluator.cost.calls)
+    return seconds + key_file_size(p, needs)[1] * KEY_BYTE_SECONDS
+
+
+def _chosen(model: Parameters, digits: int) -> Parameters:
+    """What a context of OpenFHE's is over. Raises ParameterError or SecurityError, by our own table."""
+    asked = openfhe.CCParamsCKKSRNS()
+    asked.SetSecretKeyDist(openfhe.UNIFORM_TERNARY)
+    asked.SetSecurityLevel(openfhe.HEStd_NotSet)  # its table is older than ours
+    asked.SetRingDim(model.degree)
+    asked.SetBatchSize(model.slots)
+    asked.SetMultiplicativeDepth(model.max_level)
+    asked.SetFirstModSize(round(math.log2(model.data_primes[0])))
+    asked.SetScalingModSize(round(math.log2(model.data_primes[-1])))
+    asked.SetScalingTechnique(openfhe.FIXEDMANUAL)
+    asked.SetKeySwitchTechnique(openfhe.HYBRID)
+    asked.SetNumLargeDigits(digits)
+    try:
+        context = openfhe.GenCryptoContext(asked)
+    except RuntimeError:  # for example too few primes of that size
+        raise ParameterError("OpenFHE makes no context of these sizes") from None
+    for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
+        context.Enable(feature)
+    return _parameters(context, context.KeyGen().secretKey, digits)
+
+
+def _parameters(context: Any, secret_key: Any, digits: int) -> Parameters:
+    """Our parameters over the primes of a context with so many digits: special primes can be seen in evaluation keys only."""
+    keys = context.EvalAutomorphismKeyGen(secret_key, [3])
+    (key,) = openfhe_bytes.read_switch_keys(openfhe.Serialize(keys, openfhe.BINARY)).values()
+    primes, limbs = tuple(limb.prime for limb in key.rows), len(key.context.limbs)
+    return Parameters(key.rows[0].degree, primes[:limbs], primes[limbs:], -(-limbs // digits))
+
+
+def adopt(private_key: Any) -> SecretKey:
+    """The secret key of an OpenFHE program as one of ours, over the primes that its context chose (for Client's `secret_key`).
+
+    private_key: openfhe.PrivateKey of a CKKS context with HYBRID, FIXEDMANUAL, UNIFORM_TERNARY and the features PKE and KEYSWITCH; it stays
+    usable. Raises FormatError for another kind of context, SecurityError for one that our table refuses, KeyFileError for a secret of
+    another distribution.
+    """
+    found = openfhe_bytes.read_secret_key(openfhe.Serialize(private_key, openfhe.BINARY))
+    if any(limb.root != smallest_root(limb.degree, limb.prime) for limb in found.rows):
+        raise FormatError("this OpenFHE uses other roots of unity than versions 1.4 to 1.6")
+    parameters = _parameters(private_key.GetCryptoContext(), private_key, found.context.digits)
+    coefficients = ternary(make_backend(parameters), found.residues[0][:1])
+    # Two thirds of uniform ternary coefficients are not zero, to ten deviations: the security table holds for no sparser secret.
+    weight, n = np.count_nonzero(coefficients), parameters.degree
+    if np.abs(coefficients).max() > 1 or abs(weight - 2 * n / 3) > 10 * math.sqrt(2 * n / 9):
+        raise KeyFileError(
+            "the secret key is not uniform ternary; make the context with UNIFORM_TERNARY secrets"
+        )
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return SecretKey(parameters, coefficients, secrets.token_hex(16), created)
 
 
 class _Templates(NamedTuple):

@@ -15,8 +15,10 @@ from keys.openfhe import SecretKey
 from keys.openfhe_bytes import SwitchKey
 
 
-def make_context(degree: int, levels: int, first_bits: int, scale_bits: int, digits: int) -> Any:
-    """A context as OpenFHE's users make one: they say sizes, it finds the primes."""
+def make_context(
+    degree: int, levels: int, first_bits: int, scale_bits: int, digits: int, **others: Any
+) -> Any:
+    """A context as OpenFHE's users make one: they say sizes, it finds the primes. others: setters and their values."""
     p = openfhe.CCParamsCKKSRNS()
     p.SetSecurityLevel(openfhe.HEStd_NotSet)
     p.SetRingDim(degree)
@@ -27,6 +29,8 @@ def make_context(degree: int, levels: int, first_bits: int, scale_bits: int, dig
     p.SetScalingTechnique(openfhe.FIXEDMANUAL)
     p.SetKeySwitchTechnique(openfhe.HYBRID)
     p.SetNumLargeDigits(digits)
+    for setter, value in others.items():
+        getattr(p, setter)(value)
     context = openfhe.GenCryptoContext(p)
     for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
         context.Enable(feature)

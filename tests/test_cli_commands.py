@@ -185,6 +185,11 @@ def test_a_library_that_is_not_installed_is_named_before_anything_happens(tmp_pa
     assert not (tmp_path / "keys").exists()
 
 
+def test_primes_of_its_own_come_from_openfhe_only(tmp_path: Path, server: Server, rows: Path) -> None:
+    options = ("--url", server.url, "--model", "tiny", "--key-store", tmp_path, "--plain", "--own-primes")
+    refused(he_serve("predict", rows, *options), 2, "SEAL takes the primes")
+
+
 def test_usage_errors_are_exit_code_2() -> None:
     for args in (
         ("compile",),

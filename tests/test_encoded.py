@@ -46,7 +46,9 @@ def test_shared_encodings_are_the_same_and_mapped(tmp_path: Path) -> None:
 def test_size_is_known_beforehand() -> None:
     weights = EncodedWeights(BACKEND, MODEL.weights)
     weights.prepare(MODEL.circuit)
-    assert weights.nbytes == encoded_bytes(MODEL.circuit, MODEL.weights, BACKEND.parameters)
+    assert weights.nbytes == encoded_bytes(
+        MODEL.circuit, {k: w.shape for k, w in MODEL.weights.items()}, BACKEND.parameters
+    )
 
 
 def test_name_depends_on_everything_encoded() -> None:

@@ -11,18 +11,19 @@ import pytest
 
 pytest.importorskip("openfhe", reason="needs the openfhe wheel (Python 3.10); see test_openfhe.py")
 
-from openfhe_side import chosen, own_keys
+import openfhe
+from openfhe_side import chosen, make_context, own_keys
 from seal_side import centred_phase, encrypt, error_bound, expanded_keys, switch_bound
 from toy import make_parameters
 
-from ckks import wire_keys
-from ckks.errors import EvaluationError, KeyFileError
+from ckks import rebase, wire_keys
+from ckks.errors import EvaluationError, FormatError, KeyFileError, SecurityError
 from ckks.evaluator import CkksEvaluator
 from ckks.parameters import Parameters
 from ckks.types import Ciphertext, EvaluationKeys, KeyNeeds, Residues
-from keys import PublicKey, load_secret_key, save_secret_key, secret_key_type
+from keys import PublicKey, load_secret_key, openfhe_bytes, save_secret_key, secret_key_type
 from keys import SecretKey as SealKey
-from keys.openfhe import SecretKey
+from keys.openfhe import SecretKey, adopt, own_parameters
 
 pytestmark = pytest.mark.openfhe
 STD = 3.19  # of OpenFHE's errors, as the security table supposes
@@ -99,6 +100,62 @@ def test_openfhes_own_keys_have_that_phase_too_but_a_smaller_error(p: Parameters
     keys = own_keys(key, KeyNeeds(p.max_level, dict.fromkeys(steps, p.max_level)))
     for error in key_errors(key, keys, p.max_level, steps):
         assert abs(error.std() / OWN_KEYS_STD - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        make_parameters(8192, (36, 26, 26, 26), (46, 46), 3),
+        make_parameters(16384, (37, *[27] * 7), (48, 48), 3),
+        make_parameters(32768, (44, *[36] * 12), (50, 50), 2),
+    ],
+    ids=str,
+)
+def test_its_own_primes_suit_a_model(model: Parameters) -> None:
+    """Found by OpenFHE, special ones of 60 bits; as many data primes of the same sizes, secure, and no noisier in key switching."""
+    needs = KeyNeeds(model.max_level - 1, {1: model.max_level, 7: 1})
+    own = own_parameters(model, needs)
+    assert own == chosen(model.degree, model.max_level, *sizes(model), own.digit_limbs)
+    assert own.degree == model.degree and own != model and own == own_parameters(model, needs)
+    assert {q.bit_length() for q in own.special_primes} == {60}
+    ratios = [math.log2(a / b) for a, b in zip(own.data_primes, model.data_primes, strict=True)]
+    assert np.abs(ratios).max() < 0.1
+    for level in range(model.max_level + 1):
+        assert rebase.switching_noise(model, own, level) <= rebase.TOLERANCE
+
+
+def sizes(model: Parameters) -> tuple[int, int]:
+    return round(math.log2(model.data_primes[0])), round(math.log2(model.data_primes[-1]))
+
+
+def test_where_primes_of_60_bits_leave_no_room() -> None:
+    with pytest.raises(SecurityError, match="use the model's own primes"):
+        own_parameters(make_parameters(4096, (28, 25, 25), (27,)), KeyNeeds(None))
+
+
+def test_a_key_of_another_program() -> None:
+    """Its secret and its context's primes, all of them; what we encrypt under it decrypts, and its context's key is that key."""
+    context = make_context(8192, 3, 36, 26, 4)
+    secret = context.KeyGen().secretKey
+    key = adopt(secret)
+    assert key.parameters == chosen(8192, 3, 36, 26, 1)
+    theirs = openfhe_bytes.read_secret_key(openfhe.Serialize(secret, openfhe.BINARY)).residues[0]
+    assert (key._ntt[: len(theirs)] == theirs).all()
+    values = RNG.uniform(-1, 1, 64)
+    got = key.decrypt(encrypt(key, values, 2, 2.0**26))
+    assert np.abs(got - np.tile(values, 64)).max() < 1e-3
+
+
+def test_keys_that_are_not_adopted() -> None:
+    for distribution in (openfhe.SPARSE_TERNARY, openfhe.GAUSSIAN):
+        context = make_context(8192, 3, 36, 26, 4, SetSecretKeyDist=distribution)
+        with pytest.raises(KeyFileError, match="UNIFORM_TERNARY"):
+            adopt(context.KeyGen().secretKey)
+    with pytest.raises(SecurityError, match="128-bit"):
+        adopt(make_context(4096, 3, 36, 26, 4).KeyGen().secretKey)
+    context = make_context(8192, 3, 36, 26, 4, SetScalingTechnique=openfhe.FLEXIBLEAUTO)
+    with pytest.raises(FormatError, match="FIXEDMANUAL"):
+        adopt(context.KeyGen().secretKey)
 
 
 def switching_noise(p: Parameters, level: int, error: float) -> float:

@@ -23,6 +23,9 @@ Plain = Annotated[bool, typer.Option("--plain", help="Secret-key files without a
 KeyLibrary = Annotated[
     str, typer.Option("--library", metavar="seal|openfhe", help="Whose keys; OpenFHE's need Python 3.10.")
 ]
+OwnPrimes = Annotated[
+    bool, typer.Option("--own-primes", help="Have OpenFHE choose its own primes; the model's are faster.")
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_STORE = Path(typer.get_app_dir("he-serve"))
 
@@ -57,10 +60,11 @@ def new(
     key_store: Store = DEFAULT_STORE,
     plain: Plain = False,
     library: KeyLibrary = "seal",
+    own_primes: OwnPrimes = False,
     as_json: Json = False,
 ) -> None:
     """Accept the model's present bundle, make new keys for it (older ones are deleted), and upload the evaluation keys."""
-    _renew(url, model, key_store, plain, library, as_json, pinned=False)
+    _renew(url, model, key_store, plain, library, own_primes, as_json, pinned=False)
 
 
 @app.command()
@@ -70,14 +74,23 @@ def rotate(
     key_store: Store = DEFAULT_STORE,
     plain: Plain = False,
     library: KeyLibrary = "seal",
+    own_primes: OwnPrimes = False,
     as_json: Json = False,
 ) -> None:
     """Replace the keys of a model by new ones; the server forgets the old. Unlike new, refuses a bundle that has changed."""
-    _renew(url, model, key_store, plain, library, as_json, pinned=True)
+    _renew(url, model, key_store, plain, library, own_primes, as_json, pinned=True)
 
 
 def _renew(
-    url: str, model: str | None, key_store: Path, plain: bool, library: str, as_json: bool, *, pinned: bool
+    url: str,
+    model: str | None,
+    key_store: Path,
+    plain: bool,
+    library: str,
+    own_primes: bool,
+    as_json: bool,
+    *,
+    pinned: bool,
 ) -> None:
     from he_serve.client import Client
 
@@ -89,6 +102,7 @@ def _renew(
             key_store=key_store,
             passphrase=passphrase(plain),
             library=read_library(library),
+            own_primes=own_primes,
             progress=report,
         ) as client,
     ):

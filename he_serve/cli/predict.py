@@ -13,6 +13,7 @@ from he_serve.cli.keys import (
     DEFAULT_URL,
     KeyLibrary,
     Model,
+    OwnPrimes,
     Plain,
     Store,
     Url,
@@ -39,6 +40,7 @@ def predict(
     key_store: Store = DEFAULT_STORE,
     plain: Plain = False,
     library: KeyLibrary = "seal",
+    own_primes: OwnPrimes = False,
     as_json: Json = False,
 ) -> None:
     """Have a picture (or rows of numbers) classified without showing it to the server.
@@ -57,6 +59,7 @@ def predict(
             key_store=key_store,
             passphrase=passphrase(plain),
             library=read_library(library),
+            own_primes=own_primes,
             progress=report,
         ) as client,
     ):

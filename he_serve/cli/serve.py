@@ -31,6 +31,12 @@ def serve(
             metavar="BYTES", help="Refuse to start if the encoded weights of all models take more than this."
         ),
     ] = None,
+    prime_sets: Annotated[
+        int,
+        typer.Option(
+            help="Prime sets chosen by clients (OpenFHE's own) to keep encoded weights for; 0: models' own only."
+        ),
+    ] = 4,
     evaluate_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which an evaluation is stopped.")
     ] = 300.0,
@@ -50,6 +56,7 @@ def serve(
         workers=workers,
         threads=threads,
         weights_memory=weights_memory,
+        prime_sets=prime_sets,
         evaluate_timeout=evaluate_timeout,
         backend=backend,
     )
