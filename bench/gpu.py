@@ -26,7 +26,6 @@ from ckks.backends.gpu import GpuBackend, open_device
 from ckks.encoded import EncodedWeights
 from ckks.errors import DeviceError
 from ckks.evaluator import CkksEvaluator
-from ckks.interpreter import run
 from ckks.modelfile import CompiledModel
 from ckks.packed import Packed, packed_bytes
 from ckks.parameters import Parameters
@@ -157,13 +156,13 @@ def compiled(name: str) -> tuple[CompiledModel, EncodedWeights]:
 
 
 def model_run(device: Device, name: str) -> tuple[Parameters, Callable[[], Any]]:
-    """A committed model's whole circuit, keys and weights on the device."""
+    """A committed model's whole circuit, keys and weights on the device: launched at first, recorded when counted, played when measured."""
     model, weights = compiled(name)
     p, spec = model.bundle.checked_parameters(), model.bundle.input
     evaluator = CkksEvaluator(GpuBackend(p, device), zero_keys(p, model.bundle.key_needs()), weights)
     polys = np.zeros((2, spec.level + 1, p.degree), dtype=np.uint64)
     inputs = {spec.name: evaluator.upload(Ciphertext(polys, spec.level, spec.scale))}
-    return p, lambda: run(model.circuit, dict(inputs), evaluator)
+    return p, lambda: evaluator.repeat(model.circuit, dict(inputs))
 
 
 def cases(device: Device, models: tuple[str, ...]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -187,7 +186,7 @@ def counted(device: Device, operation: Callable[[], Any]) -> dict[str, Work]:
 
 def measured(device: Device, operation: Callable[[], Any], least_s: float = 0.5) -> float:
     """Seconds of one operation on a real device, from Python: launches included."""
-    wait = device.library.cuda.Stream.null.synchronize
+    wait = device.stream.synchronize
     operation()
     wait()
     start, runs = perf_counter(), 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ckks import linear, stacks
-from ckks.backends import Backend
-from ckks.circuit import Hops, Weights
+from ckks.backends import Backend, Fetched
+from ckks.circuit import Circuit, Hops, Weights
 from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
+from ckks.interpreter import Step, run
 from ckks.types import Ciphertext, EvaluationKeys, Residues, require_same
 
 
@@ -19,7 +20,16 @@ class CkksEvaluator:
     Operations raise EvaluationError when operands do not fit, MissingKeyError when a key is not there.
     """
 
-    def __init__(self, backend: Backend, keys: EvaluationKeys, weights: Weights | EncodedWeights) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        keys: EvaluationKeys,
+        weights: Weights | EncodedWeights,
+        together: bool = False,
+    ) -> None:
+        """together: what has an axis more than a ciphertext is not a stack of tensor elements (ckks.stacks) but several requests, on
+        which all operations work one by one. On a GPU only.
+        """
         if keys.parameters != backend.parameters:
             raise EvaluationError(
                 "the evaluation keys belong to other parameters; make keys from this model's bundle"
@@ -28,6 +38,7 @@ class CkksEvaluator:
         self.keys = keys
         self.weights = weights if isinstance(weights, EncodedWeights) else EncodedWeights(backend, weights)
         self.parameters = backend.parameters
+        self._together = together
 
     def upload(self, a: Ciphertext) -> Ciphertext:
         """`a` where the backend computes; what is computed from it stays there."""
@@ -36,6 +47,19 @@ class CkksEvaluator:
     def download(self, a: Ciphertext) -> Ciphertext:
         """`a` in NumPy arrays."""
         return self._like(a, self.backend.download(a.polys))
+
+    def fetch(self, a: Ciphertext) -> Fetched[Ciphertext]:
+        """Starts a `download`, beside what is computed later."""
+        found = self.backend.fetch(a.polys)
+        return Fetched(lambda: self._like(a, found.wait()), found.done)
+
+    def repeat(
+        self, circuit: Circuit, inputs: dict[str, Ciphertext], before_step: Step | None = None
+    ) -> dict[str, Ciphertext]:
+        """ckks.interpreter.run on uploaded inputs; no steps are taken for what a device recorded and plays back."""
+        return self.backend.repeat(
+            circuit, self.keys, inputs, lambda values: run(circuit, values, self, before_step)
+        )
 
     def add(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
         """a + b: same level, scale and number of polynomials."""
@@ -49,17 +73,17 @@ class CkksEvaluator:
 
     def add_plain(self, a: Ciphertext, weight: str) -> Ciphertext:
         """a + weight; the weight is encoded at a's level and scale."""
-        if a.polys.ndim == 4:
+        if self._is_stack(a):
             constants = self.weights.integers.constants(weight, a.level, a.scale)
             return self._like(a, stacks.add_constants(self.backend, a.polys, constants))
         polys = a.polys.copy()
-        plain = self.weights.vector(weight, a.level, a.scale)
-        polys[0] = self.backend.add(a.polys[0], plain, self.parameters.data_rows(a.level))
+        plain, rows = self.weights.vector(weight, a.level, a.scale), self.parameters.data_rows(a.level)
+        polys[..., 0, :, :] = self.backend.add(a.polys[..., 0, :, :], plain, rows)
         return self._like(a, polys)
 
     def multiply_plain(self, a: Ciphertext, weight: str, weight_scale: float) -> Ciphertext:
         """a * weight, slot by slot: a's level, scale a.scale * weight_scale."""
-        if a.polys.ndim == 4:
+        if self._is_stack(a):
             constants = self.weights.integers.constants(weight, a.level, weight_scale)
             polys = stacks.multiply_constants(self.backend, a.polys, constants)
             return Ciphertext(polys, a.level, a.scale * weight_scale)
@@ -77,7 +101,7 @@ class CkksEvaluator:
             )
         if a.polys.shape != b.polys.shape:
             raise EvaluationError("cannot multiply stacks of different sizes")
-        if a.polys.ndim == 4:
+        if self._is_stack(a):
             polys = stacks.multiply(self.backend, a.polys, b.polys, a.level)
         else:
             polys = self.backend.tensor(a.polys, b.polys, self.parameters.data_rows(a.level))
@@ -88,9 +112,10 @@ class CkksEvaluator:
         if a.polys.shape[-3] != 3:
             raise EvaluationError(f"relinearisation takes three polynomials, got {a.polys.shape[-3]}")
         key = self.keys.relinearisation_at(a.level)
-        if a.polys.ndim == 4:
+        if self._is_stack(a):
             return self._like(a, stacks.relinearise(self.backend, a.polys, key, a.level))
-        product = self.backend.key_switch(a.polys[2], key, a.level, moved=a.polys[:2])
+        moved = a.polys[..., :2, :, :]
+        product = self.backend.key_switch(a.polys[..., 2, :, :], key, a.level, moved=moved)
         return self._like(a, self.backend.mod_down(product, a.level))
 
     def rescale(self, a: Ciphertext) -> Ciphertext:
@@ -112,7 +137,7 @@ class CkksEvaluator:
 
     def rotate_many(self, a: Ciphertext, steps: Iterable[int]) -> list[Ciphertext]:
         """Rotations of one ciphertext, from a single decomposition."""
-        _require_one(a)
+        self._require_one(a)
         wanted = [s % self.parameters.slots for s in steps]
         rotated: dict[int, Ciphertext] = {0: a}
         for step, extended in linear.rotations_times_p(self.backend, self.keys, a, set(wanted) - {0}).items():
@@ -129,7 +154,7 @@ class CkksEvaluator:
         giant_hops: Hops = (),
     ) -> Ciphertext:
         """A matrix by diagonals (terms, hops: ckks.circuit.Instruction): a's level, scale a.scale * weight_scale."""
-        _require_one(a)
+        self._require_one(a)
         hops = baby_hops, giant_hops
         return linear.linear_transform(
             self.backend, self.keys, self.weights, a, weight, weight_scale, terms, *hops
@@ -157,6 +182,14 @@ class CkksEvaluator:
             )
         return b.polys
 
+    def _is_stack(self, a: Ciphertext) -> bool:
+        return a.polys.ndim == 4 and not self._together
+
+    def _require_one(self, a: Ciphertext) -> None:
+        _require_two(a)
+        if self._is_stack(a):
+            raise EvaluationError("this operation takes one ciphertext, not a stack")
+
     @staticmethod
     def _like(a: Ciphertext, polys: Residues) -> Ciphertext:
         return Ciphertext(polys, a.level, a.scale)
@@ -167,9 +200,3 @@ def _require_two(a: Ciphertext) -> None:
         raise EvaluationError(
             f"this operation takes two polynomials, got {a.polys.shape[-3]}; relinearise first"
         )
-
-
-def _require_one(a: Ciphertext) -> None:
-    _require_two(a)
-    if a.polys.ndim != 3:
-        raise EvaluationError("this operation takes one ciphertext, not a stack")

@@ -81,21 +81,21 @@ def rotations_times_p(
     rotations = {}
     if 0 in steps:
         rotations[0] = backend.times_p(a.polys, level)
-    others = sorted(steps - {0})
-    digits = backend.decompose(a.polys[1], level) if len(others) > 1 else None
+    others, moved = sorted(steps - {0}), a.polys[..., :1, :, :]
+    digits = backend.decompose(a.polys[..., 1, :, :], level) if len(others) > 1 else None
     for step in others:
         key, element = keys.rotation(step, level), p.galois_element(step)
         # An automorphism maps coefficients to plus or minus coefficients, and digits are centred in a
         # symmetric range: it commutes with decomposition.
         if digits is None:
-            rotations[step] = backend.key_switch(a.polys[1], key, level, element, a.polys[:1])
+            rotations[step] = backend.key_switch(a.polys[..., 1, :, :], key, level, element, moved)
         else:
-            rotations[step] = backend.key_product(digits, key, level, element, a.polys[:1])
+            rotations[step] = backend.key_product(digits, key, level, element, moved)
     return rotations
 
 
 def _rotate(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:
     """Rotate [2][level+1+K][N] modulo Q*P: only the half that meets the secret key is divided by P on the way."""
     element = backend.parameters.galois_element(step)
-    divided = backend.mod_down(x[1], level)
-    return backend.key_switch(divided, keys.rotation(step, level), level, element, x[:1])
+    divided = backend.mod_down(x[..., 1, :, :], level)
+    return backend.key_switch(divided, keys.rotation(step, level), level, element, x[..., :1, :, :])

@@ -1,4 +1,8 @@
-"""Evaluation in worker processes: a bounded queue in front, one supervisor task per worker that respawns it when it dies or hangs."""
+"""Evaluation in worker processes: a bounded queue in front, one supervisor task per worker that respawns it when it dies or hangs.
+
+A worker gets one job at a time, or what it says when it is ready: on a GPU, a second one while the first runs, and waiting requests for the
+same model with the same keys together.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_serve import frames
+from he_serve.link import Link
 from he_serve.problems import RequestError, busy
 from he_serve.settings import Settings
 
@@ -30,8 +35,10 @@ class Result:
 
 @dataclass(eq=False)
 class _Job:
-    header: frames.Header
-    payload: bytes
+    model: str
+    primes: str
+    keys: Path
+    ciphertext: bytes | Path
     future: asyncio.Future[Result]
     queued: float
     abandoned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,13 +80,7 @@ class Executor:
         Cancelling the call cancels the job: before it starts, or between two operations of the circuit.
         """
         loop = asyncio.get_running_loop()
-        header = {"model": model, "primes": primes, "keys": str(keys)}
-        payload = b""
-        if isinstance(ciphertext, Path):
-            header["file"] = str(ciphertext)
-        else:
-            payload = ciphertext
-        job = _Job(header, payload, loop.create_future(), loop.time())
+        job = _Job(model, primes, keys, ciphertext, loop.create_future(), loop.time())
         try:
             self._queue.put_nowait(job)
         except asyncio.QueueFull:
@@ -92,7 +93,7 @@ class Executor:
     async def _supervise(self, index: int) -> None:
         backoff = 0.5
         while True:
-            process = await self._spawn()
+            process = await self._spawn(self._settings.backends[index % len(self._settings.backends)])
             was_ready = False
             try:
                 assert process.stdout is not None
@@ -103,8 +104,7 @@ class Executor:
                 _log.info("worker %d is ready (process %d)", index, process.pid)
                 was_ready, backoff = True, 0.5
                 self.ready_workers += 1
-                while (job := await self._next_job(process)) is not None and await self._run(process, job):
-                    pass
+                await self._feed(Link(process, ready))
             except (EOFError, OSError, ValueError, asyncio.TimeoutError, TimeoutError):
                 pass
             except asyncio.CancelledError:
@@ -124,7 +124,7 @@ class Executor:
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, _MAX_BACKOFF)
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self, backend: str) -> asyncio.subprocess.Process:
         threads = str(self._settings.threads)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -138,7 +138,7 @@ class Executor:
         assert process.stdin is not None
         config = {
             "models": [str(path) for path in self._models],
-            "backend": self._settings.backend,
+            "backend": backend,
             "threads": self._settings.threads,
             "mapped_keys": self._settings.mapped_keys,
             "prime_sets": self._settings.prime_sets,
@@ -147,73 +147,103 @@ class Executor:
         process.stdin.write(frames.dump(config))
         return process
 
-    async def _next_job(self, process: asyncio.subprocess.Process) -> _Job | None:
-        """The next job that somebody still waits for; None if the idle worker dies first, so that no job is lost on it."""
-        while True:
+    async def _feed(self, link: Link) -> None:
+        """Give jobs to a worker until it ends."""
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while (jobs := await self._next_jobs(link)) is not None:
+                task = asyncio.create_task(self._run(link, jobs))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                while len(running) >= link.ready["under_way"]:
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            for task in running:
+                task.cancel()
+            raise
+        finally:
+            link.close()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _next_jobs(self, link: Link) -> list[_Job] | None:
+        """The next job that somebody still waits for, and those that can go with it; None if the worker ends first."""
+        while not link.ended.is_set():
             job_task = asyncio.create_task(self._queue.get())
-            end_task = asyncio.create_task(process.wait())
+            end_task = asyncio.create_task(link.ended.wait())
             try:
                 await asyncio.wait({job_task, end_task}, return_when=asyncio.FIRST_COMPLETED)
                 if not job_task.done():
-                    return None
+                    return None  # so that no job is lost on a worker that died idle
                 job = job_task.result()
                 if not job.abandoned.is_set():
-                    return job
+                    return [job, *self._alike(job, link.ready["together"][job.model] - 1)]
             finally:
                 job_task.cancel()
                 end_task.cancel()
+        return None
 
-    async def _run(self, process: asyncio.subprocess.Process, job: _Job) -> bool:
-        """Do one job. False if the worker cannot be used any more."""
-        assert process.stdin is not None and process.stdout is not None
+    def _alike(self, first: _Job, most: int) -> list[_Job]:
+        """Take up to `most` jobs for the same model and keys out of the queue; the others keep their order."""
+        taken: list[_Job] = []
+        for job in [self._queue.get_nowait() for _ in range(self._queue.qsize())] if most else []:
+            alike = (job.model, job.keys) == (first.model, first.keys) and not job.abandoned.is_set()
+            if alike and len(taken) < most:
+                taken.append(job)
+            else:
+                self._queue.put_nowait(job)
+        return taken
+
+    async def _run(self, link: Link, jobs: list[_Job]) -> None:
+        """Do jobs together. A worker that cannot be used any more is ended."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        reply = asyncio.create_task(
-            _exchange(process.stdin, process.stdout, frames.dump(job.header, job.payload))
-        )
-        leave = asyncio.create_task(job.abandoned.wait())
+        started, number = loop.time(), link.number()
+        sizes = [len(job.ciphertext) if isinstance(job.ciphertext, bytes) else None for job in jobs]
+        bodies = [
+            {"file": str(job.ciphertext)} if size is None else {"size": size}
+            for job, size in zip(jobs, sizes, strict=True)
+        ]
+        first = jobs[0]
+        header = {"model": first.model, "primes": first.primes, "keys": str(first.keys), "bodies": bodies}
+        payload = b"".join(job.ciphertext for job in jobs if isinstance(job.ciphertext, bytes))
+        reply = asyncio.create_task(link.exchange(number, header, payload))
+        leave = asyncio.create_task(_all_abandoned(jobs))
         try:
             await asyncio.wait(
                 {reply, leave}, timeout=self._settings.evaluate_timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if not reply.done():
                 limit = f"{self._settings.evaluate_timeout:g} s"
-                _fail(
-                    job,
-                    RequestError(
-                        504, "evaluation-timeout", f"the evaluation took longer than {limit} and was stopped"
-                    ),
-                )
-                process.stdin.write(frames.dump({"cancel": True}))
+                text = f"the evaluation took longer than {limit} and was stopped"
+                for job in jobs:
+                    _fail(job, RequestError(504, "evaluation-timeout", text))
+                link.cancel(number)
                 await asyncio.wait({reply}, timeout=self._settings.cancel_grace)
-                return reply.done() and reply.exception() is None
-            header, payload = reply.result()
-            _settle(job, header, payload, started - job.queued)
-            return True
+                if not reply.done():
+                    link.kill()
+                return
+            answer, found = reply.result()
+            at = 0
+            for job, result in zip(jobs, answer["results"], strict=True):
+                size = result.get("size", 0)
+                _settle(job, result, found[at : at + size], answer["seconds"], started - job.queued)
+                at += size
         except (EOFError, OSError, ValueError):
-            _fail(
-                job,
-                RequestError(
-                    500,
-                    "worker-died",
-                    "the evaluation process died on this request and is starting again; try again",
-                ),
-            )
-            return False
+            text = "the evaluation process died on this request and is starting again; try again"
+            for job in jobs:
+                _fail(job, RequestError(500, "worker-died", text))
+            link.kill()
         except asyncio.CancelledError:
-            _fail(job, busy("the server is stopping", 10))
+            for job in jobs:
+                _fail(job, busy("the server is stopping", 10))
             raise
         finally:
             reply.cancel()
             leave.cancel()
 
 
-async def _exchange(
-    sink: asyncio.StreamWriter, source: asyncio.StreamReader, message: bytes
-) -> tuple[frames.Header, bytes]:
-    sink.write(message)
-    await sink.drain()
-    return await frames.read_async(source)
+async def _all_abandoned(jobs: list[_Job]) -> None:
+    for job in jobs:
+        await job.abandoned.wait()
 
 
 def _fail(job: _Job, problem: RequestError) -> None:
@@ -221,10 +251,10 @@ def _fail(job: _Job, problem: RequestError) -> None:
         job.future.set_exception(problem)
 
 
-def _settle(job: _Job, header: frames.Header, payload: bytes, queue_seconds: float) -> None:
+def _settle(job: _Job, header: frames.Header, payload: bytes, seconds: float, queue_seconds: float) -> None:
     if header["status"] == "done":
         if not job.future.done():
-            job.future.set_result(Result(payload, header["seconds"], queue_seconds))
+            job.future.set_result(Result(payload, seconds, queue_seconds))
     elif header["status"] == "bad":
         _fail(job, RequestError(422, "bad-ciphertext", header["detail"]))
     elif header["status"] == "revoked":

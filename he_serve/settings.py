@@ -17,6 +17,7 @@ class Settings:
     workers: evaluation processes, each with `threads` threads. queue: requests that may wait for a worker. All times are in seconds, all
     sizes in bytes. chunk_timeout: longest silence within a request body. minimum_rate: bytes per second that a body must reach on average
     after chunk_timeout. key_store_bytes: disk space for uploaded and expanded keys together; a new upload that does not fit is refused.
+    backends: what the workers run on (ckks.backends.make_backend), in turn.
     weights_memory: most bytes that the encoded weights of all models may take together, once for all workers; None for no bound.
     prime_sets: prime sets chosen by clients that may be in use at a time, beside the models' own; each has encoded weights of its own.
     """
@@ -27,7 +28,7 @@ class Settings:
     port: int = 8000
     workers: int = 1
     threads: int = 1
-    backend: str = "cpu"
+    backends: tuple[str, ...] = ("cpu",)
     queue: int = 16
     evaluate_timeout: float = 300.0
     worker_start_timeout: float = 300.0
@@ -68,3 +69,7 @@ class Settings:
         ):
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.workers < len(self.backends):
+            raise InputError(
+                f"{len(self.backends)} devices need as many workers at least, got --workers {self.workers}"
+            )

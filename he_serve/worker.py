@@ -1,7 +1,8 @@
-"""An evaluation process: loads every model once, maps key files, evaluates one request at a time.
+"""An evaluation process: loads every model once, maps key files, evaluates what the server sends.
 
 It talks to the server in frames over standard input and output. Between two operations of a circuit it looks at its input: a cancel
-message stops the job, the end of the stream ends the process (the server is gone).
+message stops the job, the end of the stream ends the process (the server is gone). On a GPU the next job is launched before the answer to
+the last one is waited for, so that copies and computation overlap.
 """
 
 from __future__ import annotations
@@ -13,36 +14,46 @@ import resource
 import select
 import sys
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from ckks.backends import Backend, backend_for, encoding_backend, make_backend
+import numpy as np
+
+from ckks.backends import Backend, Fetched, backend_for, encoding_backend, make_backend
 from ckks.bundle import Bundle
 from ckks.circuit import Circuit, Instruction
 from ckks.encoded import EncodedWeights, encoded_file
-from ckks.errors import HeError, InputError
+from ckks.errors import DeviceMemoryError, HeError, InputError
 from ckks.evaluator import CkksEvaluator
 from ckks.expanded import map_keys
-from ckks.interpreter import run
+from ckks.interpreter import Step
 from ckks.modelfile import CompiledModel, load_model
 from ckks.parameters import Parameters
 from ckks.rebase import rebase_model
-from ckks.types import EvaluationKeys
+from ckks.types import Ciphertext, EvaluationKeys
 from ckks.wire import dump_ciphertexts, load_ciphertexts
 from he_serve import frames
 
 _log = logging.getLogger("he_serve.worker")
+
+UNDER_WAY = 2  # jobs on a GPU: one is computed while the next is copied there and the answer of the last is copied back
+_POLL = 0.0005  # seconds between two looks at the device, with nothing else to do
+TOGETHER = 8  # requests of one client in a job on a GPU
 
 
 class JobCancelledError(HeError):
     """The server wants no answer to the running job any more."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Loaded:
-    """A model ready to run. encoded: the file of its encoded weights, if processes share them."""
+    """A model ready to run. encoded: the file of its encoded weights, if processes share them.
+
+    together: requests in one evaluation, fewer once they did not fit into a GPU's memory.
+    """
 
     bundle: Bundle
     circuit: Circuit
@@ -50,6 +61,7 @@ class Loaded:
     backend: Backend
     weights: EncodedWeights
     encoded: Path | None
+    together: int
 
     @staticmethod
     def prepare(model: CompiledModel, backend: Backend, threads: int, folder: Path | None) -> Loaded:
@@ -68,7 +80,9 @@ class Loaded:
             time.perf_counter() - start,
             _peak_memory() / 1e6,
         )
-        return Loaded(model.bundle, model.circuit, backend.parameters, backend, weights, path)
+        stacks = any(ins.members for ins in model.circuit.instructions)
+        together = TOGETHER if backend.name == "gpu" and not stacks else 1
+        return Loaded(model.bundle, model.circuit, backend.parameters, backend, weights, path, together)
 
 
 class MappedKeys:
@@ -145,66 +159,201 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def evaluate(model: Loaded, keys: EvaluationKeys, data: bytes | Path, cancelled: Any) -> tuple[bytes, float]:
-    """Run a model on the wire bytes of its inputs (or a file of them) -> wire bytes of its outputs, seconds of evaluation.
+def start(
+    model: Loaded,
+    keys: EvaluationKeys,
+    requests: Sequence[dict[str, Ciphertext]],
+    cancelled: Callable[[], bool],
+) -> Fetched[list[bytes]]:
+    """Run a model on the inputs of requests, which are taken out, and fetch the wire bytes of their outputs.
 
-    Raises InputError.
+    Raises InputError, JobCancelledError, DeviceMemoryError.
     """
-    bundle, p = model.bundle, model.parameters
-    ciphertexts = load_ciphertexts(data, p, bundle.input_ciphertexts, bundle.input_members)
-    evaluator = CkksEvaluator(model.backend, keys, model.weights)
-    start = time.perf_counter()
 
     def before_step(_: int, __: Instruction) -> None:
         if cancelled():
             raise JobCancelledError("cancelled")
 
-    uploaded = {name: evaluator.upload(ciphertexts.pop(name)) for name in list(ciphertexts)}
-    outputs = run(model.circuit, uploaded, evaluator, before_step)
-    results = {name: evaluator.download(outputs[name]) for name in bundle.output_ciphertexts}
-    return dump_ciphertexts(p, results), time.perf_counter() - start
+    parts: list[Fetched[list[bytes]]] = []
+    left = list(requests)
+    while left:
+        # Powers of two: every size has a graph of its own.
+        count = 1 << (min(model.together, len(left)).bit_length() - 1)
+        try:
+            parts.append(_launched(model, keys, left[:count], before_step))
+        except DeviceMemoryError:
+            if count == 1:
+                raise
+            model.together = count // 2
+            _log.warning("%s: %d requests together do not fit into memory", model.bundle.name, count)
+        else:
+            del left[:count]
+    return Fetched(
+        lambda: [body for part in parts for body in part.wait()], lambda: all(part.done() for part in parts)
+    )
+
+
+def _launched(
+    model: Loaded, keys: EvaluationKeys, requests: Sequence[dict[str, Ciphertext]], before_step: Step
+) -> Fetched[list[bytes]]:
+    """`start` for requests that go through the circuit as one."""
+    count = len(requests)
+    evaluator = CkksEvaluator(model.backend, keys, model.weights, together=count > 1)
+
+    def taken(name: str) -> Ciphertext:
+        if count == 1:
+            return requests[0].pop(name)  # nobody else holds it: its memory goes with its last use
+        polys = np.stack([request[name].polys for request in requests])
+        return replace(requests[0][name], polys=polys)
+
+    uploaded = {name: evaluator.upload(taken(name)) for name in model.bundle.input_ciphertexts}
+    outputs = evaluator.repeat(model.circuit, uploaded, before_step)
+    fetched = {name: evaluator.fetch(outputs.pop(name)) for name in model.bundle.output_ciphertexts}
+
+    def wait() -> list[bytes]:
+        found = {name: one.wait() for name, one in fetched.items()}
+        if count == 1:
+            return [dump_ciphertexts(model.parameters, found)]
+        return [
+            dump_ciphertexts(
+                model.parameters, {name: replace(c, polys=c.polys[i]) for name, c in found.items()}
+            )
+            for i in range(count)
+        ]
+
+    return Fetched(wait, lambda: all(one.done() for one in fetched.values()))
+
+
+class Inbox:
+    """Messages of the server: jobs in their order, cancel messages for those that are here."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        """source: unbuffered. Every method raises EOFError at its end."""
+        self._source = source
+        self._jobs: deque[tuple[frames.Header, bytes]] = deque()
+        self._cancelled: set[int] = set()
+
+    def next(self) -> tuple[frames.Header, bytes]:
+        """The next job."""
+        while not self._jobs:
+            self._read()
+        return self._jobs.popleft()
+
+    def waiting(self, seconds: float = 0) -> bool:
+        """Whether there is a next job, or comes in so many seconds."""
+        if not self._jobs:
+            self._look(seconds)
+        return bool(self._jobs)
+
+    def cancelled(self, number: int) -> bool:
+        """Whether nobody waits for this job any more."""
+        self._look()
+        return number in self._cancelled
+
+    def _look(self, seconds: float = 0) -> None:
+        while select.select([self._source], [], [], seconds)[0]:
+            self._read()
+            seconds = 0
+
+    def _read(self) -> None:
+        header, data = frames.read(self._source)
+        if "cancel" in header:
+            self._cancelled.add(header["cancel"])
+        else:
+            self._jobs.append((header, data))
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A job that was launched, on time.perf_counter at `started`. results: of each request, None where it is among `bodies`."""
+
+    number: int
+    started: float
+    results: list[frames.Header | None]
+    bodies: Fetched[list[bytes]]
+
+    def answer(self) -> bytes:
+        """The message to the server, once it is there."""
+        found = self.bodies.wait()
+        left = iter(found)
+        results = [r or {"status": "done", "size": len(next(left))} for r in self.results]
+        header = {"number": self.number, "seconds": time.perf_counter() - self.started, "results": results}
+        return frames.dump(header, b"".join(found))
+
+
+def launch(sets: PrimeSets, mapped: MappedKeys, inbox: Inbox) -> Job:
+    """Begin the next job."""
+    header, data = inbox.next()
+    number, started, count = header["number"], time.perf_counter(), len(header["bodies"])
+
+    def failed(status: str) -> Job:
+        return Job(number, started, [{"status": status}] * count, Fetched(list))
+
+    try:
+        path, at = Path(header["keys"]), 0
+        path.stat()  # not there: revoked, and no weights are to be encoded for its primes
+        model = sets.get(header["model"], header["primes"])
+        keys, bundle = mapped.get(path, model.parameters), model.bundle
+        requests: list[dict[str, Ciphertext]] = []
+        results: list[frames.Header | None] = []
+        for one in header["bodies"]:
+            size = one.get("size", 0)
+            body = Path(one["file"]) if "file" in one else data[at : at + size]
+            at += size
+            try:
+                requests.append(
+                    load_ciphertexts(body, model.parameters, bundle.input_ciphertexts, bundle.input_members)
+                )
+                results.append(None)
+            except InputError as error:
+                results.append({"status": "bad", "detail": str(error)})
+        return Job(number, started, results, start(model, keys, requests, lambda: inbox.cancelled(number)))
+    except JobCancelledError:
+        return failed("cancelled")
+    except FileNotFoundError:
+        return failed("revoked")
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception:
+        _log.exception("evaluation failed")
+        return failed("failed")
 
 
 def _serve(source: BinaryIO, sink: BinaryIO) -> None:
-    def send(header: frames.Header, payload: bytes = b"") -> None:
-        sink.write(frames.dump(header, payload))
+    def send(message: bytes) -> None:
+        sink.write(message)
         sink.flush()
-
-    def cancelled() -> bool:
-        if not select.select([source], [], [], 0)[0]:
-            return False
-        frames.read(
-            source
-        )  # only a cancel message may come now; at the end of the stream this raises EOFError
-        return True
 
     config, _ = frames.read(source)
     models = load_models(config["models"], config["backend"], config["threads"], Path(config["encoded"]))
     sets = PrimeSets(models, config["prime_sets"], config["backend"], config["threads"])
     mapped = MappedKeys(config["mapped_keys"])
-    send({"status": "ready", "peak_memory": _peak_memory()})
+    on_gpu = any(model.backend.name == "gpu" for model in models.values())
+    ready = {
+        "status": "ready",
+        "peak_memory": _peak_memory(),
+        "under_way": UNDER_WAY if on_gpu else 1,
+        "together": {name: model.together for name, model in models.items()},
+    }
+    send(frames.dump(ready))
+    inbox = Inbox(source)
+    launched: deque[Job] = deque()
     while True:
-        job, data = frames.read(source)
-        if "model" not in job:
-            continue  # a cancel message that crossed our answer
+        if not launched or (len(launched) < UNDER_WAY and inbox.waiting()):
+            launched.append(launch(sets, mapped, inbox))
+            continue
+        if len(launched) < UNDER_WAY and not launched[0].bodies.done():
+            inbox.waiting(_POLL)
+            continue
+        job = launched.popleft()
         try:
-            keys = Path(job["keys"])
-            keys.stat()  # not there: revoked, and no weights are to be encoded for its primes
-            model = sets.get(job["model"], job["primes"])
-            body = Path(job["file"]) if "file" in job else data
-            result, seconds = evaluate(model, mapped.get(keys, model.parameters), body, cancelled)
-            send({"status": "done", "seconds": seconds}, result)
-        except JobCancelledError:
-            send({"status": "cancelled"})
-        except FileNotFoundError:
-            send({"status": "revoked"})
-        except InputError as error:
-            send({"status": "bad", "detail": str(error)})
-        except (EOFError, BrokenPipeError):
+            send(job.answer())
+        except BrokenPipeError:
             raise
         except Exception:
             _log.exception("evaluation failed")
-            send({"status": "failed"})
+            results = [{"status": "failed"}] * len(job.results)
+            send(frames.dump({"number": job.number, "seconds": 0.0, "results": results}))
 
 
 def main() -> None:

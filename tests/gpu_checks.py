@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from test_backends import assert_same, coefficients, elements, levels, near, residues
@@ -11,7 +12,7 @@ from ckks.backends import Backend
 from ckks.backends.reference import ReferenceBackend
 from ckks.packed import pack
 from ckks.parameters import Parameters
-from ckks.types import KeySwitchKey
+from ckks.types import KeySwitchKey, Residues
 
 KINDS = ("random", "largest", "alternating")
 
@@ -126,3 +127,28 @@ def check_matrix(b: Backend, p: Parameters) -> None:
             factors = np.ascontiguousarray(residues(p, rows, kind=kind, seed=7)[:, :count])
             expected = reference.matrix([x], terms, factors, 4, rows)
             assert_same(b.matrix([x[:1], x[1:]], terms, factors, 4, rows), expected)
+
+
+def check_stacks(b: Backend, p: Parameters, count: int = 3) -> None:
+    """Several ciphertexts in one call, as for each of them alone. b: on a device."""
+    level = p.max_level
+    data, rows = p.data_rows(level), p.extended_rows(level)
+
+    def same(call: Callable[..., Residues], *stacks: Residues, axis: int = 0) -> None:
+        expected = np.stack([call(*(x[i] for x in stacks)) for i in range(count)], axis)
+        assert_same(call(*stacks), expected)
+
+    c, d = (residues(p, data, count, 2, seed=seed) for seed in (1, 2))
+    wide = residues(p, rows, count, 2, seed=3)
+    same(lambda x, y: b.tensor(x, y, data), c, d)
+    same(lambda x: b.decompose(x[..., 1, :, :], level), c)
+    same(lambda x: b.mod_down(x, level), wide)
+    key = KeySwitchKey.from_residues(p, residues(p, rows, len(p.digits(level)), 2, seed=4), level)
+    element = p.galois_element(3)
+    for moved in (c, c[:, :1], wide):
+        same(lambda x, m: b.key_switch(x[..., 1, :, :], key, level, element, m), c, moved)
+    digits = residues(p, rows, count, len(p.digits(level)), seed=5)
+    same(lambda x: b.key_product(x, key, level), digits)
+    plains = pack(residues(p, rows, 3, seed=6), tuple(p.moduli[r] for r in rows))
+    sums = [[(0, 1), (1, 2)], [(1, 0)]]
+    same(lambda x, y: b.multiply_sums([x, y], plains, sums, rows), wide, residues(p, rows, count, 2), axis=1)

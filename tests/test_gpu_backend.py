@@ -151,6 +151,19 @@ def test_stacks_of_more_rows_than_one_axis_of_a_grid_counts(monkeypatch: pytest.
     checks.check_transforms(b, p)
 
 
+@pytest.mark.parametrize(
+    "kind", ["shuffled", "forward, doubles", *(pytest.param(kind, marks=pytest.mark.gpu) for kind in GPU)]
+)
+@pytest.mark.parametrize("name", ["30_bits_pairs", "60_bits"])
+def test_several_ciphertexts_in_one_call(name: str, kind: str) -> None:
+    b, p = backend(name, device(kind)), parameters(name)
+    checks.check_stacks(b, p)
+    rows, x = p.data_rows(1), residues(p, p.data_rows(1), 2, 2)
+    for call in (lambda: b.tensor(x, x[0], rows), lambda: b.tensor(x, x[:1], rows)):
+        with pytest.raises(EvaluationError, match="stacks of different sizes"):
+            call()
+
+
 def test_results_lie_where_the_first_array_lies() -> None:
     b, p = backend("30_bits", device("forward")), parameters("30_bits")
     data, rows = p.data_rows(1), p.extended_rows(1)
@@ -209,7 +222,7 @@ def test_short_memory_empties_the_cache_and_then_is_an_error() -> None:
     on = Device(library, "stand-in", 1 << 30)
     b, p = GpuBackend(parameters("30_bits"), on), parameters("30_bits")
     rows = p.extended_rows(1)
-    digits = b.upload(residues(p, rows, len(p.digits(1))))
+    digits = on.upload(residues(p, rows, len(p.digits(1))))
     key = KeySwitchKey.from_residues(p, residues(p, rows, len(p.digits(1)), 2), 1)
     expected = b.download(b.key_product(digits, key, 1))
     x = residues(p, rows, 2)

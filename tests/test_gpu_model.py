@@ -17,7 +17,7 @@ from toy import ToyClient, make_parameters
 from bench._stand_in import StandIn, ignore
 from ckks.backends import backend_for, encoding_backend
 from ckks.backends.device import Device
-from ckks.backends.gpu import GpuBackend, open_device
+from ckks.backends.gpu import GpuBackend, open_device, opened
 from ckks.circuit import Circuit, Instruction, Op
 from ckks.encoded import EncodedWeights
 from ckks.evaluator import CkksEvaluator
@@ -25,10 +25,9 @@ from ckks.interpreter import run
 from ckks.modelfile import CompiledModel, save_model
 from ckks.stacks import multiply_constants
 from ckks.types import Ciphertext, KeyNeeds
-from ckks.wire import dump_ciphertext
 from compiler.compile import compile_model
 from he_serve.trial import try_model
-from he_serve.worker import evaluate, load_models
+from he_serve.worker import Loaded, load_models, start
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
@@ -51,18 +50,23 @@ def test_digits_on_the_stand_in(keys: Any, doubles: bool) -> None:
     cpu = encoding_backend(gpu, threads=2)
     weights, switch_keys = EncodedWeights(cpu, model.weights), client.keys(bundle.key_needs())
     on_cpu, on_gpu = (CkksEvaluator(b, switch_keys, weights) for b in (cpu, gpu))
-    for image in rows[-2:]:
+    sent: list[int] = []
+    for image in rows[-3:]:
         slots = np.zeros(bundle.input.packing.period)
         slots[bundle.input.packing.slots] = image.ravel()
         c = client.encrypt(slots, bundle.input.level, bundle.input.scale)
         expected = run(model.circuit, {bundle.input.name: c}, on_cpu)[bundle.output.name]
         library.uploaded = 0
-        result = run(model.circuit, {bundle.input.name: on_gpu.upload(c)}, on_gpu)[bundle.output.name]
-        np.testing.assert_array_equal(on_gpu.download(result).polys, expected.polys)
+        found = on_gpu.repeat(model.circuit, {bundle.input.name: on_gpu.upload(c)})[bundle.output.name]
+        result = on_gpu.fetch(found).wait()
+        np.testing.assert_array_equal(result.polys, expected.polys)
         assert result.scale == expected.scale and result.level == expected.level
-    # By the second image keys and matrices are there: what travels is the ciphertext, biases, and addresses of what is multiplied.
+        sent.append(library.uploaded)
+    # By the second image keys and matrices are there: what travels is the ciphertext, biases, and addresses of what is multiplied. These
+    # are part of the graph that the third one plays.
     additions = sum(ins.op is Op.ADD_PLAIN for ins in model.circuit.instructions)
-    assert c.polys.nbytes <= library.uploaded < (1.1 + additions / 2) * c.polys.nbytes
+    assert c.polys.nbytes <= sent[1] < (1.1 + additions / 2) * c.polys.nbytes < sent[0]
+    assert sent[2] == c.polys.nbytes
 
 
 def test_a_worker_and_a_trial_on_the_stand_in(
@@ -71,7 +75,7 @@ def test_a_worker_and_a_trial_on_the_stand_in(
     """What `serve` and `try` run with --device gpu, with the stand-in in CuPy's place: from bytes to bytes."""
     library = StandIn(Shim())
     monkeypatch.setitem(sys.modules, "cupy", library)
-    open_device.cache_clear()
+    opened.cache_clear()
     try:
         rows = np.array([[0.1, 0.2, 0.3], [-0.5, 0.5, 1.0]])
         result = try_model(tiny, rows, None, 1, lambda *_: None, "gpu")
@@ -79,21 +83,35 @@ def test_a_worker_and_a_trial_on_the_stand_in(
         save_model(tmp_path / "tiny.hem", tiny)
         loaded = load_models([str(tmp_path / "tiny.hem")], "gpu", 1, tmp_path)["tiny"]
         on_cpu = load_models([str(tmp_path / "tiny.hem")], "cpu", 1, tmp_path)["tiny"]
-        p, spec = loaded.parameters, tiny.bundle.input
-        client = ToyClient(p)
-        data = dump_ciphertext(p, client.encrypt(np.zeros(spec.packing.period), spec.level, spec.scale))
-        keys, used = (
-            client.keys(tiny.bundle.key_needs()),
-            sum(w.launches for w in open_device().work.values()),
-        )
-        answers = [evaluate(model, keys, data, lambda: False)[0] for model in (loaded, on_cpu)]
-        bodies = [
-            answer[8 + int.from_bytes(answer[:8], "little") :] for answer in answers
-        ]  # after the header
-        assert bodies[0] and bodies[0] == bodies[1]
-        assert sum(w.launches for w in open_device().work.values()) > used
+        spec = tiny.bundle.input
+        client = ToyClient(loaded.parameters)
+        keys, on = client.keys(tiny.bundle.key_needs()), open_device()
+
+        def bodies(model: Loaded, count: int) -> list[bytes]:
+            """The answers to so many requests, without their headers."""
+            slots = [np.full(spec.packing.period, 0.1 * i) for i in range(count)]
+            requests = [{spec.name: client.encrypt(s, spec.level, spec.scale)} for s in slots]
+            client.rng = np.random.default_rng(1)
+            answers = start(model, keys, requests, lambda: False).wait()
+            return [answer[8 + int.from_bytes(answer[:8], "little") :] for answer in answers]
+
+        client.rng = np.random.default_rng(1)
+        expected = bodies(on_cpu, 3)
+        launches = [count(on, lambda: bodies(loaded, 1)) for _ in range(2)]
+        assert launches[0] == launches[1] > 0  # alone; the second is recorded
+        # Two and one: the first two in as many launches as one, and the last a graph.
+        assert count(on, lambda: bodies(loaded, 3)) == launches[0]
+        assert bodies(loaded, 3) == expected
+        assert count(on, lambda: bodies(loaded, 3)) == 0
+        # As many together as memory allows.
+        assert loaded.together == 8
+        on.cache.clear()
+        on.cache.retired.clear()
+        library.memory = library.used + 2_200_000
+        assert bodies(loaded, 3) == expected
+        assert loaded.together == 1
     finally:
-        open_device.cache_clear()
+        opened.cache_clear()
 
 
 @pytest.mark.parametrize("doubles", [False, True])
@@ -135,10 +153,10 @@ def test_stacks_that_do_not_fit_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) 
         stack(100).working_bytes() == 100 * (3 + 3) * 4 * 8192 * 8
     )  # the product, as a value and as an output
     monkeypatch.setitem(sys.modules, "cupy", StandIn(ignore, memory=memory(stack(100))))
-    open_device.cache_clear()
+    opened.cache_clear()
     assert [backend_for("gpu", stack(n)) for n in (0, 100, 101, 32768)] == ["gpu", "gpu", "cpu", "cpu"]
     assert backend_for("cpu", stack(1)) == "cpu"
-    open_device.cache_clear()
+    opened.cache_clear()
 
 
 def test_operations_take_a_handful_of_launches() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,13 @@ from ckks.errors import MissingKeyError, RemoteError
 from ckks.expanded import expand_keys, expanded_bytes, map_keys
 from ckks.modelfile import CompiledModel
 from ckks.types import EvaluationKeys, KeyNeeds
-from ckks.wire import dump_ciphertext
+from ckks.wire import dump_ciphertext, load_ciphertexts
 from ckks.wire_keys import dump_keys
 from he_serve import frames
 from he_serve.client import Client
-from he_serve.worker import JobCancelledError, MappedKeys, evaluate, load_models
+from he_serve.executor import Executor, _Job
+from he_serve.settings import Settings
+from he_serve.worker import Inbox, JobCancelledError, MappedKeys, load_models, start
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,7 @@ def test_a_job_is_cancelled_between_operations(models_folder: Path, expanded: Pa
     p = small_parameters()
     model = load_models([str(models_folder / "tiny.hem")], "cpu", 1)["tiny"]
     data = dump_ciphertext(p, random_ciphertext(p, 2, np.random.default_rng(1)))
+    request = load_ciphertexts(data, p, model.bundle.input_ciphertexts)
     steps: list[int] = []
 
     def cancelled() -> bool:
@@ -60,10 +65,10 @@ def test_a_job_is_cancelled_between_operations(models_folder: Path, expanded: Pa
         return len(steps) == 4
 
     with pytest.raises(JobCancelledError):
-        evaluate(model, map_keys(expanded, p), data, cancelled)
+        start(model, map_keys(expanded, p), [dict(request)], cancelled)
     assert len(steps) == 4 < len(model.circuit.instructions)
     with pytest.raises(MissingKeyError):
-        evaluate(model, EvaluationKeys(p, None, {}), data, lambda: False)
+        start(model, EvaluationKeys(p, None, {}), [dict(request)], lambda: False)
 
 
 def test_mapped_keys_are_kept_within_bounds(expanded: Path, tmp_path: Path) -> None:
@@ -94,3 +99,44 @@ def test_validation_that_takes_too_long_is_a_rejection(models_folder: Path, tmp_
         pytest.raises(RemoteError, match=r"refused the keys: .*(too long|memory and time)"),
     ):
         client.ensure_keys()
+
+
+def test_messages_are_read_ahead() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb", buffering=0) as source, os.fdopen(write, "wb", buffering=0) as sink:
+        inbox = Inbox(source)
+        assert not inbox.waiting() and not inbox.waiting(0.001)
+        for number in (1, 2):
+            sink.write(frames.dump({"number": number}, bytes([number])))
+        sink.write(frames.dump({"cancel": 2}))
+        assert not inbox.cancelled(1) and inbox.cancelled(2)
+        assert inbox.waiting() and [inbox.next() for _ in range(2)] == [
+            ({"number": i}, bytes([i])) for i in (1, 2)
+        ]
+        assert not inbox.waiting()
+        sink.close()
+        with pytest.raises(EOFError):
+            inbox.next()
+
+
+def test_waiting_jobs_of_the_same_keys_go_together(tmp_path: Path) -> None:
+    async def queue() -> None:
+        executor, tasks = Executor(Settings(tmp_path, tmp_path), []), []
+        for i, key in enumerate("aabacaaab"):
+            tasks.append(asyncio.create_task(executor.evaluate("m", "", Path(key), bytes([i]))))
+            await asyncio.sleep(0)
+        tasks[1].cancel()  # nobody waits for it any more
+        await asyncio.sleep(0)
+
+        def numbers(jobs: list[_Job]) -> list[int]:
+            return [job.ciphertext[0] for job in jobs if isinstance(job.ciphertext, bytes)]
+
+        first = executor._queue.get_nowait()
+        assert numbers([first]) == [0] and numbers(executor._alike(first, 0)) == []
+        assert numbers(executor._alike(first, 2)) == [3, 5]
+        assert executor.waiting == 6  # in their order
+        assert numbers([executor._queue.get_nowait() for _ in range(6)]) == [1, 2, 4, 6, 7, 8]
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(queue())

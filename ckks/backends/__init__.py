@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ckks.errors import ParameterError
 from ckks.packed import Packed
 from ckks.parameters import Parameters
-from ckks.types import KeySwitchKey, Residues
+from ckks.types import Ciphertext, EvaluationKeys, KeySwitchKey, Residues
 
 if TYPE_CHECKING:
     from ckks.circuit import Circuit
 
+T = TypeVar("T")
 Rows = tuple[int, ...]
+Values = dict[str, Ciphertext]  # inputs or outputs of a circuit
+Run = Callable[[Values], Values]
+
+
+@dataclass(frozen=True, eq=False)
+class Fetched(Generic[T]):
+    """Something on its way to the host. wait: waits for it; done: whether it is there."""
+
+    wait: Callable[[], T]
+    done: Callable[[], bool] = lambda: True
 
 
 class Backend(Protocol):
@@ -36,6 +48,15 @@ class Backend(Protocol):
 
     def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
         """An array of this shape to be filled, where x lies."""
+
+    def fetch(self, x: Residues) -> Fetched[Residues]:
+        """Starts a `download`, beside what is computed later."""
+
+    def repeat(self, program: object, keys: EvaluationKeys, inputs: Values, run: Run) -> Values:
+        """run(inputs), which does the same with all inputs of these shapes as long as `program` and `keys` are these objects.
+
+        A device may have recorded what was launched for earlier ones, and play it back.
+        """
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
         """Negacyclic NTT of each row: coefficients -> NTT order."""
@@ -123,9 +144,9 @@ class Backend(Protocol):
 
 
 def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) -> Backend:
-    """The backend called `name` ("reference", "cpu" or "gpu") for `parameters`.
+    """The backend called `name` ("reference", "cpu", "gpu" or "gpu:i" for device i) for `parameters`.
 
-    Raises ParameterError for another name, DeviceError where there is no GPU.
+    Raises ParameterError for another name, DeviceError where there is no such GPU.
     """
     # Imported here: these modules take their protocol from this one.
     from ckks.backends.cpu import CpuBackend
@@ -133,10 +154,10 @@ def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) ->
 
     if name == "cpu":
         return CpuBackend(parameters, threads)
-    if name == "gpu":
-        from ckks.backends.gpu import GpuBackend
+    if name.startswith("gpu"):
+        from ckks.backends.gpu import GpuBackend, device_index, open_device
 
-        return GpuBackend(parameters)
+        return GpuBackend(parameters, open_device(device_index(name)))
     if name == "reference":
         return ReferenceBackend(parameters)
     raise ParameterError(f"no backend is called {name!r}; use 'cpu', 'gpu' or 'reference'")
@@ -147,12 +168,12 @@ def backend_for(name: str, circuit: Circuit) -> str:
 
     Raises DeviceError where a GPU is asked for and there is none.
     """
-    from ckks.backends.gpu import open_device
+    from ckks.backends.gpu import device_index, open_device
 
-    if name != "gpu" or not any(ins.members for ins in circuit.instructions):
+    if not name.startswith("gpu") or not any(ins.members for ins in circuit.instructions):
         return name
     # Of the memory that was free at the start the cache may take half; what is computed has as much.
-    return name if circuit.working_bytes() <= open_device().cache.budget else "cpu"
+    return name if circuit.working_bytes() <= open_device(device_index(name)).cache.budget else "cpu"
 
 
 def encoding_backend(backend: Backend, threads: int) -> Backend:
@@ -160,4 +181,4 @@ def encoding_backend(backend: Backend, threads: int) -> Backend:
     return make_backend(backend.parameters, "cpu", threads) if backend.name == "gpu" else backend
 
 
-__all__ = ["Backend", "Rows", "backend_for", "encoding_backend", "make_backend"]
+__all__ = ["Backend", "Fetched", "Rows", "Run", "Values", "backend_for", "encoding_backend", "make_backend"]

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ckks import modular
-from ckks.backends import Rows, checks
+from ckks.backends import Fetched, Rows, Run, Values, checks
 from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import Engine, empty, instruction_sets
 from ckks.packed import Bytes, Packed
 from ckks.parameters import Parameters
 from ckks.primes import smallest_root
-from ckks.types import KeySwitchKey, Residues
+from ckks.types import EvaluationKeys, KeySwitchKey, Residues
 
 MAX_THREADS = 256
 
@@ -58,6 +58,12 @@ class CpuBackend:
 
     def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
         return empty(shape)
+
+    def fetch(self, x: Residues) -> Fetched[Residues]:
+        return Fetched(lambda: x)
+
+    def repeat(self, program: object, keys: EvaluationKeys, inputs: Values, run: Run) -> Values:
+        return run(inputs)
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
         x, out = self._polynomials(x, rows), empty(x.shape)

@@ -5,19 +5,22 @@ No GPU has measured it yet: docs/gpu.md says what is tested, and how.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 
-from ckks.backends import Rows, checks
+from ckks.backends import Fetched, Rows, Run, Values, checks
 from ckks.backends.device import THREADS, Device
 from ckks.backends.gpu_passes import Passes
-from ckks.errors import DeviceError, EvaluationError
+from ckks.backends.gpu_recordings import Recordings
+from ckks.errors import DeviceError, EvaluationError, ParameterError
 from ckks.packed import Packed, packed_bytes
 from ckks.parameters import Parameters
-from ckks.types import KeySwitchKey, Residues
+from ckks.types import EvaluationKeys, KeySwitchKey, Residues
 
 _INSTALL = "install it with: pip install 'he-serve[gpu]' (CUDA 13; for CUDA 12 or a Volta GPU: cupy-cuda12x)"
 _DRIVER = "check that this machine has a CUDA device and its driver (nvidia-smi), or use --device cpu"
@@ -44,14 +47,34 @@ def find_library() -> Any:
     return cupy
 
 
-@lru_cache(maxsize=1)
-def open_device() -> Device:
-    """The first CUDA device, its kernels compiled. Half of its free memory is for copies of keys and weights. Raises DeviceError."""
+def device_index(name: str) -> int:
+    """0 for "gpu", i for "gpu:i". Raises ParameterError for another name, DeviceError where this machine has no such device."""
+    match = re.fullmatch(r"gpu(?::(\d{1,4}))?", name)
+    if match is None:
+        raise ParameterError(f"no device is called {name!r}; use auto, cpu, gpu, or gpu:0, gpu:1 and so on")
+    index, count = int(match[1] or 0), find_library().cuda.runtime.getDeviceCount()
+    if index >= count:
+        there = "gpu:0" if count == 1 else f"gpu:0 to gpu:{count - 1}"
+        raise DeviceError(f"there is no device {name}: the driver sees {there}; {_DRIVER}")
+    return index
+
+
+def open_device(index: int = 0) -> Device:
+    """A CUDA device, its kernels compiled. Half of its free memory is for copies of keys and weights, and graphs. Raises DeviceError."""
+    return opened(index)
+
+
+@lru_cache(maxsize=64)
+def opened(index: int) -> Device:
+    """`open_device`, once for each."""
     cupy = find_library()
-    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    ratio = cupy.cuda.runtime.deviceGetAttribute(_SINGLE_TO_DOUBLE, 0)
+    name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+    if index:
+        name = f"{name} (gpu:{index})"
+    doubles = cupy.cuda.runtime.deviceGetAttribute(_SINGLE_TO_DOUBLE, index) <= _FAST_DOUBLES
     try:
-        return Device(cupy, name, cupy.cuda.Device(0).mem_info[0] // 2, doubles=ratio <= _FAST_DOUBLES)
+        free = cupy.cuda.Device(index).mem_info[0]
+        return Device(cupy, name, free // 2, doubles=doubles, index=index)
     except Exception as error:
         raise DeviceError(f"{name}: the kernels cannot be compiled: {error}; {_INSTALL}") from None
 
@@ -61,6 +84,8 @@ class GpuBackend:
 
     A result lies where the first array lies: device arrays give device arrays, for NumPy arrays it is brought back. Packed arrays, which
     keys and weights are, are taken for constants: their copies stay on the device while there is room.
+    All functions take stacks: arrays with more axes in front than ckks.backends says give results with these axes in front, for a sum of
+    products behind that of the sums.
     Raises EvaluationError for arrays of the wrong type or shape, DeviceMemoryError.
     """
 
@@ -72,9 +97,10 @@ class GpuBackend:
         self.device = open_device() if device is None else device
         self._passes = Passes(self.device, parameters.degree, parameters.moduli)
         self._log_n = self._passes.log_n
+        self._recordings = Recordings(self.device)
 
     def upload(self, x: Residues) -> Residues:
-        return cast(Residues, self.device.upload(x))
+        return cast(Residues, self.device.send(x))
 
     def download(self, x: Residues) -> Residues:
         return self.device.download(x)
@@ -82,6 +108,12 @@ class GpuBackend:
     def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
         on_host = isinstance(x, np.ndarray)
         return cast(Residues, np.empty(shape, dtype=np.uint64) if on_host else self.device.empty(shape))
+
+    def fetch(self, x: Residues) -> Fetched[Residues]:
+        return self.device.fetch(x)
+
+    def repeat(self, program: object, keys: EvaluationKeys, inputs: Values, run: Run) -> Values:
+        return self._recordings.repeat(program, keys, inputs, run)
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
         return self._like(x, self._passes.forward(self._polynomials(x, rows), rows))
@@ -126,25 +158,32 @@ class GpuBackend:
     ) -> Residues:
         checks.require_sums(self.parameters, len(terms), plains, sums, rows)
         n, size = self.parameters.degree, len(plains.data)
-        products = [product for one in sums for product in one]
         shape = (2, len(rows), n)
-        inputs = [self.device.upload(self._checked(t, shape)) for t in terms]
+        inputs = [self.device.upload(self._checked(t, (..., *shape))) for t in terms]
+        leading = self._leading(inputs, 3)
+        stack = range(0, 16 * len(rows) * n * math.prod(leading), 16 * len(rows) * n)
         data, layout = self._packed(plains, (size,), rows)
         one = data.nbytes // size
-        pointers = [(inputs[i].data.ptr, data.data.ptr + j * one) for i, j in products]
-        starts = np.cumsum([0, *(len(some) for some in sums)]).astype(np.uint64)
+        pointers = [
+            (inputs[i].data.ptr + offset, data.data.ptr + j * one)
+            for some in sums
+            for offset in stack
+            for i, j in some
+        ]
+        starts = np.cumsum([0, *(len(some) for some in sums for _ in stack)]).astype(np.uint64)
         table = self.device.upload(np.concatenate([starts, np.array(pointers, dtype=np.uint64).ravel()]))
-        out, log_repeat = self.device.empty((len(sums), *shape)), (n // plains.length).bit_length() - 1
-        values, count = len(rows) * n, len(products)
+        out = self.device.empty((len(sums), *leading, *shape))
+        values, count, outputs = len(rows) * n, len(pointers), len(starts) - 1
+        log_repeat = (n // plains.length).bit_length() - 1
         self.device.launch(
             "multiply_sums_rows",
-            (n // THREADS, len(rows), len(sums)),
+            (n // THREADS, len(rows), outputs),
             (table, layout, out, *self._passes.table(rows), log_repeat, self._log_n),
             **self._passes.counts(
                 rows,
-                2 * values * (count + len(sums)) + one * count // 8,
+                2 * values * (count + outputs) + one * count // (8 * len(stack)),
                 sums=2 * values * count,
-                reductions=2 * values * len(sums),
+                reductions=2 * values * outputs,
             ),
         )
         return self._like(terms[0], out)
@@ -188,13 +227,14 @@ class GpuBackend:
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         checks.require_rows(self.parameters, rows)
         shape = (len(rows), self.parameters.degree)
-        x, y = (self.device.upload(self._checked(v, (2, *shape))) for v in (a, b))
-        out = self.device.empty((3, *shape))
+        x, y = (self.device.upload(self._checked(v, (..., 2, *shape))) for v in (a, b))
+        leading = self._leading((x, y), 3)
+        out = self.device.empty((*leading, 3, *shape))
         arguments = (x, y, out, *self._passes.table(rows), self._log_n)
         size = x.size // 2
         self.device.launch(
             "tensor_rows",
-            self._passes.wide(len(rows)),
+            (self.parameters.degree // THREADS, len(rows), math.prod(leading)),
             arguments,
             **self._passes.counts(rows, 7 * size, sums=4 * size, reductions=3 * size),
         )
@@ -221,7 +261,7 @@ class GpuBackend:
     ) -> Residues:
         p, rows = self.parameters, checks.extended_rows(self.parameters, level)
         shape = (len(p.digits(level)), len(rows), p.degree)
-        a = self.device.upload(self._checked(digits, shape))
+        a = self.device.upload(self._checked(digits, (..., *shape)))
         return self._like(digits, self._product(a, key, level, element, moved))
 
     def key_switch(
@@ -281,7 +321,7 @@ class GpuBackend:
 
     def _digits(self, x: Residues, level: int) -> Any:
         rows = checks.extended_rows(self.parameters, level)
-        a = self.device.upload(self._checked(x, (level + 1, self.parameters.degree)))
+        a = self.device.upload(self._checked(x, (..., level + 1, self.parameters.degree)))
         groups = tuple(tuple(range(*limits)) for limits in self.parameters.digits(level))
         return self._passes.digits(a, groups, rows)
 
@@ -296,18 +336,22 @@ class GpuBackend:
         layout = self._passes.layout(key_rows, n, rows)
         used_bytes = packed_bytes(tuple(self._passes.moduli_of(rows)), n)
         halves, moved_rows, moves = 0, 0, digits  # any array where there is none to move
+        leading = self._leading((digits,), 3)
         if moved is not None:
             self._checked(moved, (..., n))
-            checks.require_moved(moved.shape, level, len(rows))
-            (halves, moved_rows), moves = moved.shape[:2], self.device.upload(moved)
-        out, count = self.device.empty((2, len(rows), n)), digits.shape[0]
-        moved_values = halves * moved_rows * n
+            checks.require_moved(moved.shape[len(leading) :], level, len(rows))
+            moves = self.device.upload(moved)
+            self._leading((digits, moves), 3)
+            halves, moved_rows = moved.shape[-3:-1]
+        stack, count = math.prod(leading), digits.shape[-3]
+        out, values = self.device.empty((*leading, 2, len(rows), n)), stack * len(rows) * n
+        moved_values = stack * halves * moved_rows * n
         factors = self._passes.scalars(("P as factors", level), p.special_product, p.data_rows(level))
         key_bytes = array.shape[-1]
         shape = (len(rows), count, key_bytes, halves, moved_rows)
         self.device.launch(
             "key_product_rows",
-            self._passes.wide(len(rows)),
+            (n // THREADS, len(rows), stack),
             (
                 digits,
                 array,
@@ -322,13 +366,20 @@ class GpuBackend:
             ),
             **self._passes.counts(
                 rows,
-                (count + 2) * len(rows) * n + 2 * count * used_bytes // 8 + moved_values,
+                (count + 2) * values + 2 * count * used_bytes // 8 + moved_values,
                 products=moved_values if moved_rows < len(rows) else 0,
-                sums=2 * count * len(rows) * n,
-                reductions=2 * len(rows) * n,
+                sums=2 * count * values,
+                reductions=2 * values,
             ),
         )
         return out
+
+    def _leading(self, arrays: Sequence[Any], own: int) -> tuple[int, ...]:
+        """The axes in front of the last `own` ones, which have to be the same for all."""
+        first, *others = (tuple(x.shape[:-own]) for x in arrays)
+        if any(leading != first for leading in others):
+            raise EvaluationError(f"stacks of different sizes: {[list(x.shape) for x in arrays]}")
+        return first
 
     def _like(self, x: Residues, out: Any) -> Residues:
         """`out` where x lies."""

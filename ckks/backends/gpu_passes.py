@@ -107,18 +107,18 @@ class Passes:
         return self._scaled_inverse(x, x.shape, rows, len(rows), 0, scales)
 
     def digits(self, x: Any, groups: tuple[Rows, ...], rows: Rows) -> Any:
-        """Backend.decompose of x [limb][N], whose limbs `groups` share out, to `rows`."""
-        limbs, tables = x.shape[0], self._conversion(groups, rows)
-        own = tuple(range(limbs))
+        """Backend.decompose of x [...][limb][N], whose limbs `groups` share out, to `rows`: [...][group][row][N]."""
+        limbs, tables = x.shape[-2], self._conversion(groups, rows)
+        own, outer = tuple(range(limbs)), x.size // (x.shape[-2] * self._degree)
         y = self._scaled_inverse(x, x.shape, own, limbs, 0, tables.scales)
-        overflow = self._overflow(y, tables, own, len(groups), tables.words.size // len(groups))
-        out = self._device.empty((len(groups), len(rows), self._degree))
-        count = len(groups) * len(rows)
-        converted = tuple(row for group in groups for row in rows if row not in group)
-        self._convert(y, overflow, out, tables, rows, tables.constants.size // len(groups), converted)
-        common = (*self.table(rows), len(rows), tables.sources, limbs, self.log_n)
+        overflow = self._overflow(y, tables, own, len(groups))
+        out = self._device.empty((*x.shape[:-2], len(groups), len(rows), self._degree))
+        converted = tuple(row for group in groups for row in rows if row not in group) * outer
+        self._convert(y, overflow, out, tables, rows, len(groups), converted)
+        common = (*self.table(rows), len(rows), tables.sources, len(groups), limbs, self.log_n)
         work = self._blocks_work(converted, extra_words=2 * x.size)
-        self._device.launch("digits_blocks", self._tiles(count), (x, out, self._forward, *common), **work)
+        grid = self._tiles(out.size // self._degree)
+        self._device.launch("digits_blocks", grid, (x, out, self._forward, *common), **work)
         return out
 
     def divide(self, x: Any, keep: Rows, drop: Rows) -> Any:
@@ -126,9 +126,9 @@ class Passes:
         x_rows, tables = len(keep) + len(drop), self._conversion((drop,), keep)
         outer = x.size // (x_rows * self._degree)
         y = self._scaled_inverse(x, (outer, len(drop), self._degree), drop, x_rows, len(keep), tables.scales)
-        overflow = self._overflow(y, tables, drop, outer, 0)
+        overflow = self._overflow(y, tables, drop, 1)
         out = self._device.empty((*x.shape[:-2], len(keep), self._degree))
-        self._convert(y, overflow, out, tables, keep, 0, keep * outer)
+        self._convert(y, overflow, out, tables, keep, 1, keep * outer)
         common = (*self.table(keep), len(keep), x_rows, self.log_n)
         arguments = (x, out, tables.inverses, self._forward, *common)
         work = self._blocks_work(keep * outer, extra_words=out.size, extra_products=out.size)
@@ -153,23 +153,25 @@ class Passes:
         )
         return out
 
-    def _overflow(self, y: Any, tables: _Tables, rows: Rows, groups: int, words_per_group: int) -> Any:
-        out = self._device.empty((groups, self._degree))
-        common = (*self.table(rows), len(rows), tables.words, words_per_group, tables.sources)
-        arguments = (y, out, *common, y.size // self._degree, self.log_n)
+    def _overflow(self, y: Any, tables: _Tables, rows: Rows, groups: int) -> Any:
+        """y: [...][row][N], the rows in so many groups."""
+        out = self._device.empty((y.size // (len(rows) * self._degree) * groups, self._degree))
+        per_group = tables.words.size // groups
+        common = (*self.table(rows), tables.words, per_group, tables.sources, groups, len(rows), self.log_n)
         self._device.launch(
-            "overflow_rows", self.wide(groups), arguments, words=y.size + out.size, sums=y.size
+            "overflow_rows", self.wide(out.shape[0]), (y, out, *common), words=y.size + out.size, sums=y.size
         )
         return out
 
     def _convert(
-        self, y: Any, overflow: Any, out: Any, tables: _Tables, rows: Rows, per_group: int, converted: Rows
+        self, y: Any, overflow: Any, out: Any, tables: _Tables, rows: Rows, groups: int, converted: Rows
     ) -> None:
-        """converted: the rows of all groups in `out` that are: all, or all but a digit's own."""
+        """groups: of each polynomial. converted: the rows of all groups in `out` that are: all, or all but a digit's own."""
         count, per_value = out.size // self._degree, tables.sources + 1
+        per_group, y_rows = tables.constants.size // groups, y.shape[-2]
         common = (tables.constants, per_group, self._forward, *self.table(rows), len(rows), tables.sources)
         skips, wide = int(len(converted) < count), int(tables.wide)
-        arguments = (y, overflow, out, *common, y.size // self._degree, skips, wide, self.log_n)
+        arguments = (y, overflow, out, *common, groups, y_rows, skips, wide, self.log_n)
         values = len(converted) * self._degree
         work = self._columns_work(converted, extra_words=values * (per_value - 1))
         # Sums of what is too large for doubles are on integers, whatever the transform after them is on.

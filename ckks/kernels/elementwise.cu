@@ -46,10 +46,13 @@ add_scalars_rows(const word* a, const word* scalars, word* out, const Prime* pri
     out[at] = add(a[at], scalars[r], primes[rows[r]].q);
 }
 
-// a, b: [2][row][N]; out: [3][row][N]; the grid has one polynomial's rows.
+// a, b: [ciphertext][2][row][N]; out: [ciphertext][3][row][N]; the grid is (N / kWide, rows, ciphertexts).
 extern "C" __global__ void __launch_bounds__(kWide)
 tensor_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned log_n) {
     const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), half = static_cast<size_t>(gridDim.y) << log_n;
+    a += blockIdx.z * 2 * half;
+    b += blockIdx.z * 2 * half;
+    out += blockIdx.z * 3 * half;
     with_field(primes[rows[blockIdx.y]], [&](const auto& f) {
         const auto a0 = f.enter(a[at]), a1 = f.enter(a[at + half]), b0 = f.enter(b[at]), b1 = f.enter(b[at + half]);
         auto cross = f.sum();

@@ -30,23 +30,24 @@ __device__ bool rounds_up(const word* y, const word* words, unsigned count, unsi
     return low >= borrow;  // both numbers are below 2 * count * D < 2^(64 * length): nothing is left of the first but its last carry
 }
 
-// u for every position: the grid is (N / kThreads, groups). source_rows: the primes of y's rows, the same
-// for every row_count of them.
+// u for every position: the grid is (N / kThreads, groups of all polynomials). Here and below every polynomial has so many groups and y_rows
+// rows of y. source_rows: the primes of these.
 extern "C" __global__ void __launch_bounds__(kThreads)
-overflow_rows(const word* y, word* overflow, const Prime* primes, const unsigned* source_rows, unsigned row_count, const word* words,
-              unsigned words_per_group, unsigned sources, unsigned y_rows, unsigned log_n) {
-    const unsigned start = grid_row() * sources, count = min(sources, y_rows - start), k = blockIdx.x * kThreads + threadIdx.x;
-    const word* values = y + (static_cast<size_t>(start) << log_n) + k;
+overflow_rows(const word* y, word* overflow, const Prime* primes, const unsigned* source_rows, const word* words, unsigned words_per_group,
+              unsigned sources, unsigned groups, unsigned y_rows, unsigned log_n) {
+    const unsigned polynomial = grid_row() / groups, group = grid_row() % groups, k = blockIdx.x * kThreads + threadIdx.x;
+    const unsigned start = group * sources, count = min(sources, y_rows - start);
+    const word* values = y + (static_cast<size_t>(polynomial * y_rows + start) << log_n) + k;
     word whole = 0, part = 1ull << 63;
     for (unsigned i = 0; i < count; ++i) {
-        const Prime p = primes[source_rows[(start + i) % row_count]];
+        const Prime p = primes[source_rows[start + i]];
         const word value = values[static_cast<size_t>(i) << log_n];
         // y_i/q_i as a multiple of 2^-64, less than 3 * 2^-64 too small: y_i < 2^bits times an inverse cut by less than one, and two cuts.
         const word fraction = top(__umul64hi(value, p.inverse), value * p.inverse, p.bits);
         part += fraction;
         whole += part < fraction;
     }
-    if (part >= -static_cast<word>(3 * count)) whole += rounds_up(values, words + static_cast<size_t>(grid_row()) * words_per_group, count, sources, whole, log_n);
+    if (part >= -static_cast<word>(3 * count)) whole += rounds_up(values, words + static_cast<size_t>(group) * words_per_group, count, sources, whole, log_n);
     overflow[(static_cast<size_t>(grid_row()) << log_n) + k] = whole;
 }
 
@@ -68,21 +69,21 @@ __device__ __forceinline__ typename Field::Value converted(const Field& f, const
     return f.reduced(s);
 }
 
-// The representative modulo each target row, and the columns' pass of its transform: the grid is (tiles, groups * row_count), out
-// [group][row_count][N]. constants: [group][row_count][sources+1], D/q_i and then -D modulo the row's prime. Of digits (own = 1) group g's own
+// The representative modulo each target row, and the columns' pass of its transform: the grid is (tiles, rows of out), out
+// [polynomial][group][row_count][N]. constants: [group][row_count][sources+1], D/q_i and then -D modulo the row's prime. Of digits (own = 1) group g's own
 // rows, g*sources and on, are left alone. wide: some source has more than Doubles::kBits bits.
 extern "C" __global__ void __launch_bounds__(kThreads)
 convert_columns(const word* y, const word* overflow, word* out, const word* constants, unsigned constants_per_group, const Factor* twiddles,
-                const Prime* primes, const unsigned* rows, unsigned row_count, unsigned sources, unsigned y_rows, unsigned own, unsigned wide,
-                unsigned log_n) {
+                const Prime* primes, const unsigned* rows, unsigned row_count, unsigned sources, unsigned groups, unsigned y_rows, unsigned own,
+                unsigned wide, unsigned log_n) {
     __shared__ Tile tile;
-    const unsigned group = grid_row() / row_count, r = grid_row() % row_count, row = rows[r];
+    const unsigned part = grid_row() / row_count, polynomial = part / groups, group = part % groups, r = grid_row() % row_count, row = rows[r];
     const unsigned start = group * sources, count = min(sources, y_rows - start);
     if (own && r - start < count) return;
     const Prime p = primes[row];
     const word* c = constants + static_cast<size_t>(group) * constants_per_group + r * (sources + 1);
-    const word* values = y + (static_cast<size_t>(start) << log_n);
-    const word* counts = overflow + (static_cast<size_t>(group) << log_n);
+    const word* values = y + (static_cast<size_t>(polynomial * y_rows + start) << log_n);
+    const word* counts = overflow + (static_cast<size_t>(part) << log_n);
     with_field(p, [&](const auto& f) {
         const auto load = [&](unsigned k) {
             if (f.kBits == Whole::kBits || !wide) return converted(f, values + k, counts[k], c, count, sources, log_n);
@@ -93,16 +94,17 @@ convert_columns(const word* y, const word* overflow, word* out, const word* cons
     });
 }
 
-// The blocks' pass for digits, in place; a digit's own rows are copied from x [y_rows][N].
+// The blocks' pass for digits, in place; a digit's own rows are copied from x [polynomial][y_rows][N].
 extern "C" __global__ void __launch_bounds__(kThreads)
 digits_blocks(const word* x, word* out, const Factor* twiddles, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned sources,
-              unsigned y_rows, unsigned log_n) {
+              unsigned groups, unsigned y_rows, unsigned log_n) {
     __shared__ Tile tile;
-    const unsigned start = grid_row() / row_count * sources, count = min(sources, y_rows - start), r = grid_row() % row_count, row = rows[r];
+    const unsigned part = grid_row() / row_count, polynomial = part / groups, r = grid_row() % row_count, row = rows[r];
+    const unsigned start = part % groups * sources, count = min(sources, y_rows - start);
     word* to = out + (static_cast<size_t>(grid_row()) << log_n);
     if (r - start < count) {
         const Blocks place = {blockIdx.x};
-        for (unsigned e = threadIdx.x; e < kTile; e += kThreads) to[place(e)] = x[(static_cast<size_t>(r) << log_n) + place(e)];
+        for (unsigned e = threadIdx.x; e < kTile; e += kThreads) to[place(e)] = x[(static_cast<size_t>(polynomial * y_rows + r) << log_n) + place(e)];
         return;
     }
     with_field(primes[row], [&](const auto& f) {
@@ -125,13 +127,16 @@ divide_blocks(const word* x, word* out, const Factor* inverses, const Factor* tw
     });
 }
 
-// out [2][row_count][N]: sum_j A(digits[j]) * key[j], A the automorphism `element`; the grid is (N / kThreads, row_count). digits:
-// [digit][row_count][N]; key: [digit][2][key_bytes], packed as layout says of each of the row_count rows. moved
+// out [2][row_count][N]: sum_j A(digits[j]) * key[j], A the automorphism `element`; the grid is (N / kThreads, row_count, ciphertexts), and
+// digits, moved and out are those of all ciphertexts one after the other. digits: [digit][row_count][N]; key: [digit][2][key_bytes], packed as layout says of each of the row_count rows. moved
 // [moved_halves][moved_rows][N] moves along; over data rows only it is multiplied by P, whose residues are special_product.
 extern "C" __global__ void __launch_bounds__(kThreads)
 key_product_rows(const word* digits, const unsigned char* key, const PackedRow* layout, const word* moved, word* out, const Factor* special_product, const Prime* primes,
                  const unsigned* rows, unsigned row_count, unsigned digit_count, unsigned key_bytes, unsigned moved_halves,
                  unsigned moved_rows, unsigned element, unsigned log_n) {
+    digits += static_cast<size_t>(blockIdx.z * digit_count * row_count) << log_n;
+    moved += static_cast<size_t>(blockIdx.z * moved_halves * moved_rows) << log_n;
+    out += static_cast<size_t>(blockIdx.z * 2 * row_count) << log_n;
     const unsigned r = blockIdx.y, k = blockIdx.x * kThreads + threadIdx.x, from = source_position(k, element, log_n);
     const PackedRow key_row = layout[r];
     const Prime p = primes[rows[r]];

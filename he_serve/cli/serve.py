@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from he_serve.cli.device import Device, DeviceOption, backend_for
+from he_serve.cli.device import DeviceOption, backends_for
 from he_serve.cli.output import Json, emit, note
 
 
@@ -23,7 +23,9 @@ def serve(
     ),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 8000,
-    workers: Annotated[int, typer.Option(help="Evaluation processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Evaluation processes; default: one, or one on each device.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads per evaluation process.")] = 1,
     weights_memory: Annotated[
         int | None,
@@ -40,25 +42,25 @@ def serve(
     evaluate_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after which an evaluation is stopped.")
     ] = 300.0,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     as_json: Json = False,
 ) -> None:
     """Serve compiled models until interrupted. With --json, one object with the URL is written once connections are accepted."""
     from he_serve.serve import serve as run
     from he_serve.settings import Settings
 
-    backend, remark = backend_for(device)
+    backends, remark = backends_for(device)
     settings = Settings(
         models=models,
         state=state,
         host=host,
         port=port,
-        workers=workers,
+        workers=len(backends) if workers is None else workers,
         threads=threads,
         weights_memory=weights_memory,
         prime_sets=prime_sets,
         evaluate_timeout=evaluate_timeout,
-        backend=backend,
+        backends=backends,
     )
 
     if remark:

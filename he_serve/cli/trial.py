@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from ckks.errors import InputError
-from he_serve.cli.device import Device, DeviceOption, backend_for
+from he_serve.cli.device import DeviceOption, backend_for
 from he_serve.cli.models import (
     Activation,
     ActivationError,
@@ -60,7 +60,7 @@ def try_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the evaluation; default: all cores.")
     ] = None,
-    device: DeviceOption = Device.AUTO,
+    device: DeviceOption = "auto",
     as_json: Json = False,
 ) -> None:
     """Compile, make keys, encrypt, evaluate and decrypt here, and compare with the circuit in the clear and with ONNX Runtime.
