@@ -23,8 +23,9 @@ from ckks.wire_keys import dump_keys
 from he_serve import frames
 from he_serve.client import Client
 from he_serve.executor import Executor, _Job
+from he_serve.inbox import Inbox
 from he_serve.settings import Settings
-from he_serve.worker import Inbox, JobCancelledError, MappedKeys, load_models, start
+from he_serve.worker import JobCancelledError, MappedKeys, load_models, start
 
 
 @pytest.fixture(scope="module")
