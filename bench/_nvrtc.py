@@ -12,6 +12,8 @@ from typing import Any
 
 # Volta to Blackwell. NVRTC 13 has dropped sm_70, so the wheel of CUDA 12 does it.
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90", "sm_100", "sm_120")
+# What CuPy (cupy/cuda/compiler.py, releases 13 and 14) adds to the options of every module.
+_BY_CUPY = ("-ftz=true", "--device-as-default-execution-space")
 
 
 class MissingNvrtcError(Exception):
@@ -44,7 +46,7 @@ def compile_kernels(source: str, architecture: str, options: tuple[str, ...]) ->
     nvrtc, program = _library(), ctypes.c_void_p()
     _require(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
     try:
-        wanted = [*options, f"--gpu-architecture={architecture}", "--ptxas-options=-v"]
+        wanted = [*options, *_BY_CUPY, f"--gpu-architecture={architecture}", "--ptxas-options=-v"]
         array = (ctypes.c_char_p * len(wanted))(*(option.encode() for option in wanted))
         failed = nvrtc.nvrtcCompileProgram(program, len(wanted), array)
         log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)

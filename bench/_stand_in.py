@@ -77,7 +77,9 @@ class StandIn:
         self.cuda = SimpleNamespace(
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=SimpleNamespace(
-                getDeviceCount=lambda: 1, getDeviceProperties=lambda _: {"name": b"stand-in"}
+                getDeviceCount=lambda: 1,
+                getDeviceProperties=lambda _: {"name": b"stand-in"},
+                deviceGetAttribute=lambda attribute, device: 2,
             ),
             Device=lambda _: SimpleNamespace(mem_info=(self.memory - self.used, self.memory)),
         )

@@ -92,6 +92,22 @@ class Circuit:
             found.append(ins.members if stated else found[ins.operands[0]])
         return found
 
+    def working_bytes(self) -> int:
+        """The most bytes that values alive at one time take while this runs, operands and result of an instruction included."""
+        last_use = {o: i for i, ins in enumerate(self.instructions) for o in ins.operands}
+        made = {Op.INPUT: 2, Op.MULTIPLY: 3, Op.RELINEARISE: 2}
+        polys: list[int] = []
+        alive: dict[int, int] = {}
+        most = 0
+        for i, (ins, members) in enumerate(zip(self.instructions, self.members(), strict=True)):
+            polys.append(made[ins.op] if ins.op in made else polys[ins.operands[0]])
+            alive[i] = max(members, 1) * polys[i] * (ins.level + 1) * 2 * self.slots * 8
+            most = max(most, sum(alive.values()))
+            for o in (*ins.operands, i):
+                if last_use.get(o, i) == i and ins.op is not Op.INPUT:
+                    alive.pop(o, None)
+        return most
+
     def key_needs(self) -> KeyNeeds:
         """Exactly the evaluation keys that running this circuit uses, each at the highest level of use."""
         relinearisation: int | None = None

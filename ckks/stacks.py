@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckks import modular
 from ckks.backends import Backend
 from ckks.types import KeySwitchKey, Residues
 
 
 def add_constants(backend: Backend, a: Residues, constants: Residues) -> Residues:
     """Member i plus the constant polynomial constants[:, i], residues [level+1][member]: in NTT domain the same number everywhere."""
-    result = a.copy()
-    q = np.array(backend.parameters.moduli[: len(constants)], dtype=np.uint64)[:, None]
+    rows, result = backend.parameters.data_rows(len(constants) - 1), a.copy()
     for i, member in enumerate(result):
-        member[0] = modular.add(member[0], constants[:, i, None], q)
+        member[0] = backend.add_scalars(member[0], np.ascontiguousarray(constants[:, i]), rows)
     return result
 
 
 def multiply_constants(backend: Backend, a: Residues, constants: Residues) -> Residues:
     """Member i times constants[:, i], residues [level+1][member]."""
     rows = backend.parameters.data_rows(len(constants) - 1)
-    result = np.empty_like(a)
+    result = backend.empty_like(a, a.shape)
     for i, member in enumerate(a):
         result[i] = backend.multiply_scalars(member, np.ascontiguousarray(constants[:, i]), rows)
     return result
@@ -34,15 +32,15 @@ def multiply_constants(backend: Backend, a: Residues, constants: Residues) -> Re
 def multiply(backend: Backend, a: Residues, b: Residues, level: int) -> Residues:
     """Member by member, [member][2].. -> [member][3].."""
     rows = backend.parameters.data_rows(level)
-    result = np.empty((len(a), 3, *a.shape[2:]), dtype=np.uint64)
-    for i in range(len(a)):
+    result = backend.empty_like(a, (a.shape[0], 3, *a.shape[2:]))
+    for i in range(a.shape[0]):
         result[i] = backend.tensor(a[i], b[i], rows)
     return result
 
 
 def relinearise(backend: Backend, a: Residues, key: KeySwitchKey, level: int) -> Residues:
     """[member][3].. -> [member][2].."""
-    result = np.empty((len(a), 2, *a.shape[2:]), dtype=np.uint64)
+    result = backend.empty_like(a, (a.shape[0], 2, *a.shape[2:]))
     for i, member in enumerate(a):
         product = backend.key_switch(member[2], key, level, moved=member[:2])
         result[i] = backend.mod_down(product, level)

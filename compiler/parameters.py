@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ckks.circuit import Circuit, Op
+from ckks.circuit import Circuit
 from ckks.errors import InputError
 from ckks.machine import KEY_BYTE_SECONDS
 from ckks.parameters import Parameters
@@ -92,23 +92,6 @@ def ciphertext_bytes(parameters: Parameters, level: int, members: int = 0) -> in
 
 def _row_bytes(parameters: Parameters, rows: tuple[int, ...]) -> int:
     return sum(4 if parameters.moduli[r] < 1 << 32 else 8 for r in rows) * parameters.degree
-
-
-def working_bytes(parameters: Parameters, circuit: Circuit) -> int:
-    """The most bytes that values alive at one time take while `circuit` runs, operands and result of an instruction included."""
-    last_use = {o: i for i, ins in enumerate(circuit.instructions) for o in ins.operands}
-    polys: list[int] = []
-    alive: dict[int, int] = {}
-    most = 0
-    for i, (ins, members) in enumerate(zip(circuit.instructions, circuit.members(), strict=True)):
-        made = {Op.INPUT: 2, Op.MULTIPLY: 3, Op.RELINEARISE: 2}
-        polys.append(made[ins.op] if ins.op in made else polys[ins.operands[0]])
-        alive[i] = max(members, 1) * polys[i] * (ins.level + 1) * parameters.degree * 8
-        most = max(most, sum(alive.values()))
-        for o in (*ins.operands, i):
-            if last_use.get(o, i) == i and ins.op is not Op.INPUT:
-                alive.pop(o, None)
-    return most
 
 
 def cheapest(

@@ -21,7 +21,7 @@ from compiler.condition import AffineTensor, Program
 from compiler.fit import grid
 from compiler.layouts import Layout
 from compiler.pack import Packing
-from compiler.parameters import ciphertext_bytes, key_bytes, working_bytes
+from compiler.parameters import ciphertext_bytes, key_bytes
 from compiler.prices import Prices
 
 CURVE_POINTS = 129  # of a fit in the report
@@ -43,7 +43,7 @@ def make_report(
     cost = Prices(machine.costs()).of_weights(weights).count(parameters, circuit).cost
     weight_bytes = encoded_bytes(circuit, {k: w.shape for k, w in weights.items()}, parameters)
     expanded = expanded_bytes(parameters, circuit.key_needs())
-    working = working_bytes(parameters, circuit) + _inner_bytes(circuit, parameters)
+    working = circuit.working_bytes() + _inner_bytes(circuit, parameters)
     limbs = [p.bit_length() for p in parameters.moduli]
     return {
         "layers": _layers(circuit, program, packing),

@@ -76,7 +76,7 @@ def try_model(
         bundle.key_needs(), lambda done, total: progress("making keys", done, total)
     )
     keygen_s = time.perf_counter() - start
-    backend_name = backend_for(backend_name, bundle)
+    backend_name = backend_for(backend_name, model.circuit)
     backend = make_backend(p, backend_name, threads)
     weights = EncodedWeights(encoding_backend(backend, threads), model.weights)
     weights.prepare(model.circuit)

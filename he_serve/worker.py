@@ -102,7 +102,7 @@ def load_models(
     for path in paths:
         model = load_model(Path(path))
         p = model.bundle.checked_parameters()
-        key = p.digest, backend_for(backend_name, model.bundle)
+        key = p.digest, backend_for(backend_name, model.circuit)
         if key not in backends:
             backends[key] = make_backend(p, key[1], threads)
         models[model.bundle.name] = Loaded.prepare(model, backends[key], threads, encoded)
@@ -135,7 +135,7 @@ class PrimeSets:
         base, p = self._models[name], Parameters.from_json(json.loads(primes))
         compiled = CompiledModel(base.bundle, base.circuit, base.weights.weights, {})
         model = rebase_model(compiled, p)
-        backend = make_backend(p, backend_for(self._backend_name, model.bundle), self._threads)
+        backend = make_backend(p, backend_for(self._backend_name, model.circuit), self._threads)
         folder = None if base.encoded is None else base.encoded.parent
         return Loaded.prepare(model, backend, self._threads, folder)
 

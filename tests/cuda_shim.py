@@ -36,9 +36,11 @@ def compile_source(source: str, level: str = "-O2") -> Path:
     if not library.exists():
         partial = folder / f"{digest}.{os.getpid()}.part"
         command = [os.environ.get("CXX", "c++"), "-std=c++17", "-shared", "-fPIC", level, "-w"]
+        command += ["-ffp-contract=off", "-march=native"]  # native: an instruction for fma, not a call
         command += ["-I", str(SHIM.parent), "-x", "c++", "-", "-o", str(partial)]
         done = subprocess.run(command, input=text, text=True, capture_output=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        if done.returncode:  # no AssertionError: nothing has been judged
+            raise RuntimeError(done.stderr)
         partial.replace(library)
     return library
 

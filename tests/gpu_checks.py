@@ -42,6 +42,7 @@ def check_element_wise(b: Backend, p: Parameters) -> None:
                 assert_same(getattr(b, function)(a, other, rows), expected)
         scalars = a[0, :, 1].copy()
         assert_same(b.multiply_scalars(a, scalars, rows), reference.multiply_scalars(a, scalars, rows))
+        assert_same(b.add_scalars(a, scalars, rows), reference.add_scalars(a, scalars, rows))
         x, y = a[:2], residues(p, rows, 2, kind=kind, seed=3)
         assert_same(b.tensor(x, y, rows), reference.tensor(x, y, rows))
         x = residues(p, data, 3, kind=kind, seed=4)
@@ -111,3 +112,17 @@ def check_ties(b: Backend, p: Parameters) -> None:
         numbers = [7 * divisor + near(divisor, o) for o in offsets]
         y = reference.forward(coefficients(p, wide, numbers), wide)
         assert_same(getattr(b, name)(y, level), getattr(reference, name)(y, level))
+
+
+def check_matrix(b: Backend, p: Parameters) -> None:
+    """One stack and two; outputs without terms; more terms than a sum takes."""
+    reference, rows = ReferenceBackend(p), p.data_rows(p.max_level)
+    for kind in ("random", "largest"):
+        x = residues(p, rows, 4, 2, kind=kind)
+        for count in (1, 23):
+            draw = np.random.default_rng(count)
+            outputs = np.sort(draw.choice([0, 2], count))
+            terms = np.stack([outputs, draw.integers(0, 4, count)]).astype(np.uint64)
+            factors = np.ascontiguousarray(residues(p, rows, kind=kind, seed=7)[:, :count])
+            expected = reference.matrix([x], terms, factors, 4, rows)
+            assert_same(b.matrix([x[:1], x[1:]], terms, factors, 4, rows), expected)

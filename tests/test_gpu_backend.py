@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 import gpu_checks as checks
 import numpy as np
@@ -13,7 +15,7 @@ from test_backends import SETS, assert_same, parameters, primes_near, residues
 
 from bench._stand_in import StandIn
 from ckks import modular
-from ckks.backends import make_backend
+from ckks.backends import Backend, gpu_passes, make_backend
 from ckks.backends.device import Device
 from ckks.backends.device_cache import DeviceCache
 from ckks.backends.gpu import GpuBackend, open_device
@@ -23,26 +25,46 @@ from ckks.packed import Packed, pack
 from ckks.types import KeySwitchKey
 
 SHIM = Shim()
-KINDS_OF_DEVICE = [*ORDERS, pytest.param("gpu", marks=pytest.mark.gpu)]
+INTEGERS = tuple(ORDERS)
+DOUBLES = tuple(f"{order}, doubles" for order in ORDERS)
+GPU = ("gpu", "gpu, doubles")
 # Residues packed in 4, 6 and 8 bytes, one source and several, more products than fit a sum; larger rings are for the transforms below.
-SMALL = ("30_bits", "60_bits", "30_bits_pairs", "20_and_49_bits")
-LARGER = ("40_and_60_bits", "60_bits_triples", "24_bits_nine_products")
+SMALL = {
+    "30_bits": INTEGERS + DOUBLES,
+    "60_bits": INTEGERS,
+    "30_bits_pairs": (*INTEGERS, "shuffled, doubles"),
+    "20_and_49_bits": INTEGERS + DOUBLES,
+    "49_bits": DOUBLES,
+}
+LARGER = {
+    "40_and_60_bits": ("shuffled", "shuffled, doubles"),
+    "60_bits_triples": ("shuffled",),
+    "24_bits_nine_products": ("shuffled", "shuffled, doubles"),
+}
 
 
-@lru_cache(maxsize=1)
-def stand_in() -> Device:
-    return Device(StandIn(SHIM), "stand-in", 1 << 30)
+@lru_cache(maxsize=2)
+def stand_in(doubles: bool) -> Device:
+    return Device(StandIn(SHIM), "stand-in", 1 << 30, doubles=doubles)
+
+
+@lru_cache(maxsize=2)
+def gpu(doubles: bool) -> Device:
+    """With both arithmetics, whichever suits this GPU."""
+    try:
+        on = open_device()
+    except DeviceError as error:
+        pytest.skip(f"NOT RUN ON A GPU: {error}")
+    return Device(on.library, on.name, on.cache.budget, doubles=doubles)
 
 
 def device(kind: str) -> Device:
-    """The stand-in with an order of threads, or the GPU of this machine."""
-    if kind == "gpu":
-        try:
-            return open_device()
-        except DeviceError as error:
-            pytest.skip(f"NOT RUN ON A GPU: {error}")
-    SHIM.order = kind
-    return stand_in()
+    """The stand-in with an order of threads, or the GPU of this machine; on integers unless it says otherwise."""
+    where, doubles = kind.removesuffix(", doubles"), kind.endswith("doubles")
+    if where == "gpu":
+        return gpu(doubles)
+    SHIM.order = where
+    return stand_in(doubles)
 
 
 @lru_cache(maxsize=16)
@@ -50,22 +72,41 @@ def backend(name: str, on: Device) -> GpuBackend:
     return GpuBackend(parameters(name), on)
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_DEVICE)
+class Each:
+    """Every function on each of these kinds of device in turn, all with the same result."""
+
+    def __init__(self, name: str, kinds: tuple[str, ...]) -> None:
+        self._name, self._kinds = name, kinds
+
+    def __getattr__(self, function: str) -> Callable[..., np.ndarray]:
+        def call(*arguments: object) -> np.ndarray:
+            results = [
+                getattr(backend(self._name, device(kind)), function)(*arguments) for kind in self._kinds
+            ]
+            for kind, result in zip(self._kinds, results, strict=True):
+                np.testing.assert_array_equal(result, results[0], err_msg=f"{kind}, {self._kinds[0]}")
+            return results[0]
+
+        return call
+
+
+@pytest.mark.parametrize("kinds", [None, pytest.param(GPU, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", SMALL)
-def test_every_function(name: str, kind: str) -> None:
-    b, p = backend(name, device(kind)), parameters(name)
+def test_every_function(name: str, kinds: tuple[str, ...] | None) -> None:
+    b, p = cast(Backend, Each(name, kinds or SMALL[name])), parameters(name)
     checks.check_transforms(b, p)
     checks.check_element_wise(b, p)
     checks.check_sums(b, p)
+    checks.check_matrix(b, p)
     checks.check_key_switching(b, p)
     checks.check_division(b, p)
     checks.check_ties(b, p)
 
 
-@pytest.mark.parametrize("kind", ["shuffled", KINDS_OF_DEVICE[-1]])
+@pytest.mark.parametrize("kinds", [None, pytest.param(GPU, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", LARGER)
-def test_wide_digits(name: str, kind: str) -> None:
-    b, p = backend(name, device(kind)), parameters(name)
+def test_wide_digits(name: str, kinds: tuple[str, ...] | None) -> None:
+    b, p = cast(Backend, Each(name, kinds or LARGER[name])), parameters(name)
     checks.check_key_switching(b, p, least=p.max_level)
     checks.check_division(b, p, least=p.max_level)
     checks.check_ties(b, p)
@@ -74,7 +115,7 @@ def test_wide_digits(name: str, kind: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", sorted(set(SETS) - {*SMALL, *LARGER}))
 def test_the_other_sets_on_a_device(name: str) -> None:
-    b, p = backend(name, device("gpu")), parameters(name)
+    b, p = cast(Backend, Each(name, GPU)), parameters(name)
     for check in (
         checks.check_transforms,
         checks.check_key_switching,
@@ -84,18 +125,30 @@ def test_the_other_sets_on_a_device(name: str) -> None:
         check(b, p)
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_DEVICE)
+@pytest.mark.parametrize("kinds", [INTEGERS + DOUBLES, pytest.param(GPU, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("log_degree", range(12, 18))
-def test_transforms_of_every_ring(log_degree: int, kind: str) -> None:
+def test_transforms_of_every_ring(log_degree: int, kinds: tuple[str, ...]) -> None:
     degree = 1 << log_degree
-    moduli = primes_near(degree, 60, 1) + primes_near(degree, 30, 1)
-    passes, on = Passes(device(kind), degree, moduli), device(kind)
+    moduli = primes_near(degree, 60, 1) + primes_near(degree, 49, 1)
     q = np.array(moduli, dtype=np.uint64)[:, None]
     x = np.random.default_rng(log_degree).integers(0, q, (2, degree), dtype=np.uint64)
     x[:, : degree // 2] = q - np.uint64(1)
     values = np.stack([modular.forward_ntt(row, m) for row, m in zip(x, moduli, strict=True)])
-    assert_same(on.download(passes.forward(on.upload(x), (0, 1))), values)
-    assert_same(on.download(passes.inverse(on.upload(values), (0, 1))), x)
+    of = {doubles: Passes(device(kinds[-1 if doubles else 0]), degree, moduli) for doubles in (False, True)}
+    for kind in kinds:
+        on, passes = device(kind), of[kind.endswith("doubles")]
+        assert_same(on.download(passes.forward(on.upload(x), (0, 1))), values)
+        assert_same(on.download(passes.inverse(on.upload(values), (0, 1))), x)
+
+
+def test_stacks_of_more_rows_than_one_axis_of_a_grid_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_passes._counted(65535) == (65535, 1)
+    assert gpu_passes._counted(32749 * 2 * 7) == (65498, 7)  # a prime number of members
+    monkeypatch.setattr(gpu_passes, "_COUNTED", 5)
+    b, p = backend("30_bits", device("forward")), parameters("30_bits")
+    checks.check_element_wise(b, p)
+    checks.check_division(b, p)
+    checks.check_transforms(b, p)
 
 
 def test_results_lie_where_the_first_array_lies() -> None:

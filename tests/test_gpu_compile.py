@@ -15,9 +15,10 @@ def compiled(source: str, architecture: str) -> dict[str, Usage]:
         pytest.skip(f"NOT COMPILED FOR A GPU: {error}")
 
 
+@pytest.mark.parametrize("doubles", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile_without_spills(architecture: str) -> None:
-    source = kernel_source()
+def test_kernels_compile_without_spills(architecture: str, doubles: bool) -> None:
+    source = kernel_source(doubles)
     usage = compiled(source, architecture)
     assert sorted(usage) == sorted(kernel_names(source))
     for kernel, used in usage.items():

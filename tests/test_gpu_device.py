@@ -58,6 +58,18 @@ def test_a_device_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_device().name == "stand-in" and open_device().cache.budget == 1 << 29
 
 
+@pytest.mark.parametrize(("ratio", "doubles"), [(2, True), (32, False), (64, False)])
+def test_the_device_chooses_its_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, ratio: int, doubles: bool
+) -> None:
+    """FP64 at half the rate of FP32, as in data centres, or at a small part of it, as on consumer cards."""
+    sources, library = [], StandIn(lambda source: sources.append(source) or ignore(source))
+    library.cuda.runtime.deviceGetAttribute = lambda attribute, device: {87: ratio}[attribute]
+    pretend(monkeypatch, library)
+    assert open_device().doubles is doubles
+    assert sources[0].startswith(f"#define DOUBLES {int(doubles)}\n")
+
+
 def test_kernels_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(source: str) -> Any:
         raise RuntimeError("no NVRTC")

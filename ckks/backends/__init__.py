@@ -11,7 +11,7 @@ from ckks.parameters import Parameters
 from ckks.types import KeySwitchKey, Residues
 
 if TYPE_CHECKING:
-    from ckks.bundle import Bundle
+    from ckks.circuit import Circuit
 
 Rows = tuple[int, ...]
 
@@ -34,6 +34,9 @@ class Backend(Protocol):
     def download(self, x: Residues) -> Residues:
         """x as a NumPy array: itself, or a copy from a device."""
 
+    def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
+        """An array of this shape to be filled, where x lies."""
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         """Negacyclic NTT of each row: coefficients -> NTT order."""
 
@@ -52,6 +55,9 @@ class Backend(Protocol):
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         """a times one residue per row: scalars [row]."""
 
+    def add_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        """a plus one residue per row, scalars [row]: in NTT domain a constant."""
+
     def times_p(self, x: Residues, level: int) -> Residues:
         """P times [...][level+1][N], over the extended rows of `level`: [...][level+1+K][N], 0 modulo the special primes."""
 
@@ -68,8 +74,8 @@ class Backend(Protocol):
     ) -> Residues:
         """Stacks [member][poly][row][N], one after the other, times a sparse matrix of scalars -> [output][poly][row][N].
 
-        terms: uint64 [2][term], the output and the input of each term, outputs in ascending order; factors: residues [row][term].
-        On the CPU only (`backend_for`).
+        terms: uint64 [2][term], the output and the input of each term, outputs in ascending order; factors: residues [row][term], which
+        nobody writes to any more (a device keeps its copy).
         """
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
@@ -136,9 +142,17 @@ def make_backend(parameters: Parameters, name: str = "cpu", threads: int = 1) ->
     raise ParameterError(f"no backend is called {name!r}; use 'cpu', 'gpu' or 'reference'")
 
 
-def backend_for(name: str, bundle: Bundle) -> str:
-    """What a model runs on where `name` is asked for: stacks of ciphertexts are larger than a GPU's memory, and stay on the CPU."""
-    return "cpu" if name == "gpu" and bundle.input_members else name
+def backend_for(name: str, circuit: Circuit) -> str:
+    """What a circuit runs on where `name` is asked for: the CPU, if its stacks of ciphertexts do not fit into the GPU's memory.
+
+    Raises DeviceError where a GPU is asked for and there is none.
+    """
+    from ckks.backends.gpu import open_device
+
+    if name != "gpu" or not any(ins.members for ins in circuit.instructions):
+        return name
+    # Of the memory that was free at the start the cache may take half; what is computed has as much.
+    return name if circuit.working_bytes() <= open_device().cache.budget else "cpu"
 
 
 def encoding_backend(backend: Backend, threads: int) -> Backend:

@@ -10,12 +10,19 @@ from ckks.backends import Rows
 from ckks.errors import EvaluationError
 from ckks.packed import Packed, packed_bytes
 from ckks.parameters import Parameters
+from ckks.types import Residues
 
 
 def require_rows(p: Parameters, rows: Rows) -> None:
     """Raise EvaluationError unless rows name primes of `p`, one at least."""
     if not rows or min(rows) < 0 or max(rows) >= len(p.moduli):
         raise EvaluationError(f"rows must name primes 0..{len(p.moduli) - 1}, got {rows}")
+
+
+def require_scalars(p: Parameters, scalars: Residues, rows: Rows) -> None:
+    """Raise EvaluationError unless scalars [row] are residues modulo the primes of their rows."""
+    if any(int(w) >= p.moduli[r] for w, r in zip(scalars, rows, strict=True)):
+        raise EvaluationError("a scalar is not reduced modulo the prime of its row")
 
 
 def extended_rows(p: Parameters, level: int) -> Rows:
@@ -59,3 +66,28 @@ def require_moved(shape: tuple[int, ...], level: int, rows: int) -> None:
     """Raise EvaluationError unless what moves with a key product is one or two polynomials over the data rows or all."""
     if len(shape) != 3 or shape[0] > 2 or shape[1] not in (level + 1, rows):
         raise EvaluationError(f"what moves with a key product cannot have the shape {shape}")
+
+
+def require_matrix(
+    p: Parameters,
+    stacks: Sequence[tuple[int, ...]],
+    terms: Residues,
+    factors: Residues,
+    outputs: int,
+    rows: Rows,
+) -> None:
+    """Raise EvaluationError unless terms and factors (see Backend.matrix) belong to stacks of these shapes and so many outputs."""
+    member = stacks[0][1:] if stacks else ()
+    if len(member) != 3 or any(shape[1:] != member for shape in stacks) or outputs < 1:
+        raise EvaluationError(f"a matrix maps stacks of ciphertexts to one, got {stacks} to {outputs}")
+    count = np.shape(terms)[-1:]
+    if np.shape(terms) != (2, *count) or np.shape(factors) != (len(rows), *count):
+        raise EvaluationError(
+            f"a matrix has terms [2][term] and factors [row][term], got {np.shape(terms)} and {np.shape(factors)}"
+        )
+    limits = np.array([[outputs], [sum(shape[0] for shape in stacks)]], dtype=np.uint64)
+    if (terms >= limits).any() or (terms[0, :-1] > terms[0, 1:]).any():
+        raise EvaluationError("the terms of a matrix must lie in it, in the order of its outputs")
+    moduli = np.array([p.moduli[r] for r in rows], dtype=np.uint64)
+    if (factors >= moduli[:, None]).any():
+        raise EvaluationError("a factor is not reduced modulo the prime of its row")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ckks import modular
 from ckks.backends import Rows, checks
 from ckks.errors import EvaluationError, ParameterError
 from ckks.kernels._cpu import Engine, empty, instruction_sets
@@ -56,6 +57,9 @@ class CpuBackend:
     def download(self, x: Residues) -> Residues:
         return x
 
+    def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
+        return empty(shape)
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         x, out = self._polynomials(x, rows), empty(x.shape)
         self._engine.forward(x, out, rows)
@@ -87,11 +91,17 @@ class CpuBackend:
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         a = self._polynomials(a, rows)
         scalars = _array(scalars, (len(rows),))
-        if any(int(w) >= self.parameters.moduli[r] for w, r in zip(scalars, rows, strict=True)):
-            raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+        checks.require_scalars(self.parameters, scalars, rows)
         out = empty(a.shape)
         self._engine.multiply_scalars(a, scalars, out, rows)
         return out
+
+    def add_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        a = self._polynomials(a, rows)
+        scalars = _array(scalars, (len(rows),))
+        checks.require_scalars(self.parameters, scalars, rows)
+        q = np.array([self.parameters.moduli[r] for r in rows], dtype=np.uint64)
+        return modular.add(a, scalars[:, None], q[:, None])
 
     def times_p(self, x: Residues, level: int) -> Residues:
         p, rows = self.parameters, checks.extended_rows(self.parameters, level)
@@ -116,20 +126,11 @@ class CpuBackend:
         self, stacks: Sequence[Residues], terms: Residues, factors: Residues, outputs: int, rows: Rows
     ) -> Residues:
         stacks = [self._polynomials(x, rows) for x in stacks]
-        member = stacks[0].shape[1:] if stacks else ()
-        if len(member) != 3 or any(x.shape[1:] != member for x in stacks) or outputs < 1:
-            shapes = [x.shape for x in stacks]
-            raise EvaluationError(f"a matrix maps stacks of ciphertexts to one, got {shapes} to {outputs}")
-        inputs = sum(map(len, stacks))
-        count = np.shape(terms)[-1:]
-        if count == () or count == (0,):
+        checks.require_matrix(self.parameters, [x.shape for x in stacks], terms, factors, outputs, rows)
+        member, count = stacks[0].shape[1:], terms.shape[1]
+        if count == 0:
             return np.zeros((outputs, *member), dtype=np.uint64)
-        terms, factors = _array(terms, (2, *count)), _array(factors, (len(rows), *count))
-        moduli = np.array([self.parameters.moduli[r] for r in rows], dtype=np.uint64)
-        if (np.diff(terms[0].view(np.int64)) < 0).any() or (terms.max(axis=1) >= (outputs, inputs)).any():
-            raise EvaluationError("the terms of a matrix must lie in it, in the order of its outputs")
-        if (factors >= moduli[:, None]).any():
-            raise EvaluationError("a factor is not reduced modulo the prime of its row")
+        terms, factors = _array(terms, (2, count)), _array(factors, (len(rows), count))
         out = empty((outputs, *member))
         self._engine.matrix(stacks, terms, factors, out, member[0], rows)
         return out

@@ -16,7 +16,7 @@ from ckks.types import Residues
 
 T = TypeVar("T")
 
-SOURCES = ("modular.cuh", "packed.cuh", "ntt.cuh", "ntt.cu", "elementwise.cu", "keyswitch.cu")
+SOURCES = ("modular.cuh", "doubles.cuh", "packed.cuh", "ntt.cuh", "ntt.cu", "elementwise.cu", "keyswitch.cu")
 OPTIONS = ("--std=c++17",)
 THREADS = 256  # of a block, in every kernel
 TILE = 2048  # values of a row that a block of a transform takes
@@ -27,8 +27,8 @@ class Work:
     """What the launches of one kernel came to. words: 64-bit words read from and written to global memory; what the threads of
     a block share, and what all blocks share, is counted once or not at all.
 
-    products: multiplications modulo a prime by a fixed factor (a butterfly has one).
-    sums: products that are added up in 128 bits. reductions: of such sums.
+    products: multiplications modulo a prime by a fixed factor (a butterfly has one). sums: products that are added up before they are
+    reduced. reductions: of such sums. double_..: the same on doubles.
     """
 
     launches: int = 0
@@ -36,11 +36,14 @@ class Work:
     products: int = 0
     sums: int = 0
     reductions: int = 0
+    double_products: int = 0
+    double_sums: int = 0
+    double_reductions: int = 0
 
 
-def kernel_source() -> str:
-    """All kernels as one translation unit."""
-    return "".join(source_file(name) for name in SOURCES)
+def kernel_source(doubles: bool, files: tuple[str, ...] = SOURCES) -> str:
+    """All kernels as one translation unit. doubles: with those on doubles, for primes that they can do."""
+    return f"#define DOUBLES {int(doubles)}\n" + "".join(source_file(name) for name in files)
 
 
 def source_file(name: str) -> str:
@@ -57,12 +60,17 @@ def kernel_names(source: str) -> list[str]:
 class Device:
     """Memory and kernels of one GPU. All work is in the order of CuPy's current stream."""
 
-    def __init__(self, library: Any, name: str, cache_bytes: int, source: str | None = None) -> None:
-        """library: the module cupy, or a stand-in. cache_bytes: device memory for copies of keys and weights."""
-        self.library, self.name = library, name
+    def __init__(
+        self, library: Any, name: str, cache_bytes: int, source: str | None = None, doubles: bool = False
+    ) -> None:
+        """library: the module cupy, or a stand-in. cache_bytes: device memory for copies of keys and weights.
+
+        doubles: whether it is fast at doubles; the kernels for primes below 2^49 then compute on them.
+        """
+        self.library, self.name, self.doubles = library, name, doubles
         self.cache = DeviceCache(cache_bytes)
         self.work: dict[str, Work] = {}
-        source = kernel_source() if source is None else source
+        source = kernel_source(doubles) if source is None else source
         module = library.RawModule(code=source, options=OPTIONS, backend="nvrtc")
         self._kernels = {kernel: module.get_function(kernel) for kernel in kernel_names(source)}
 
@@ -85,23 +93,11 @@ class Device:
         """`x` on the host."""
         return x.get() if isinstance(x, self.library.ndarray) else x  # type: ignore[no-any-return]
 
-    def launch(
-        self,
-        kernel: str,
-        grid: tuple[int, ...],
-        arguments: tuple[Any, ...],
-        words: int = 0,
-        products: int = 0,
-        sums: int = 0,
-        reductions: int = 0,
-    ) -> None:
-        """Start a kernel. Arguments: device arrays, and integers, which become `unsigned`. The rest is for the counters (see Work)."""
+    def launch(self, kernel: str, grid: tuple[int, ...], arguments: tuple[Any, ...], **counts: int) -> None:
+        """Start a kernel. Arguments: device arrays, and integers, which become `unsigned`. counts: for the counters (see Work)."""
         done = self.work.setdefault(kernel, Work())
-        done.launches += 1
-        done.words += words
-        done.products += products
-        done.sums += sums
-        done.reductions += reductions
+        for name, count in (counts | {"launches": 1}).items():
+            setattr(done, name, getattr(done, name) + count)
         converted = tuple(np.uint32(a) if isinstance(a, int) else a for a in arguments)
         self._kernels[kernel](grid, (THREADS,), converted)
 

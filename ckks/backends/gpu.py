@@ -22,6 +22,12 @@ from ckks.types import KeySwitchKey, Residues
 _INSTALL = "install it with: pip install 'he-serve[gpu]' (CUDA 13; for CUDA 12 or a Volta GPU: cupy-cuda12x)"
 _DRIVER = "check that this machine has a CUDA device and its driver (nvidia-smi), or use --device cpu"
 
+_SINGLE_TO_DOUBLE = (
+    87  # cudaDevAttrSingleToDoublePrecisionPerfRatio: 2 on V100, A100 and H100, 32 or 64 on consumer cards
+)
+# 9 operations on doubles do what 27 on integers do, of which a multiprocessor starts half as many as of FP32 at least: up to a ratio of 6.
+_FAST_DOUBLES = 4
+
 
 def find_library() -> Any:
     """The module cupy, where it sees a device. Starts nothing on it. Raises DeviceError."""
@@ -43,8 +49,9 @@ def open_device() -> Device:
     """The first CUDA device, its kernels compiled. Half of its free memory is for copies of keys and weights. Raises DeviceError."""
     cupy = find_library()
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    ratio = cupy.cuda.runtime.deviceGetAttribute(_SINGLE_TO_DOUBLE, 0)
     try:
-        return Device(cupy, name, cupy.cuda.Device(0).mem_info[0] // 2)
+        return Device(cupy, name, cupy.cuda.Device(0).mem_info[0] // 2, doubles=ratio <= _FAST_DOUBLES)
     except Exception as error:
         raise DeviceError(f"{name}: the kernels cannot be compiled: {error}; {_INSTALL}") from None
 
@@ -72,6 +79,10 @@ class GpuBackend:
     def download(self, x: Residues) -> Residues:
         return self.device.download(x)
 
+    def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
+        on_host = isinstance(x, np.ndarray)
+        return cast(Residues, np.empty(shape, dtype=np.uint64) if on_host else self.device.empty(shape))
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         return self._like(x, self._passes.forward(self._polynomials(x, rows), rows))
 
@@ -89,9 +100,18 @@ class GpuBackend:
 
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         self._checked(scalars, (len(rows),))
-        if any(int(w) >= q for w, q in zip(scalars, self._passes.moduli_of(rows), strict=True)):
-            raise EvaluationError("a scalar is not reduced modulo the prime of its row")
+        checks.require_scalars(self.parameters, scalars, rows)
         return self._times(a, self.device.upload(scalars), rows, len(rows))
+
+    def add_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        x = self._polynomials(a, rows)
+        self._checked(scalars, (len(rows),))
+        checks.require_scalars(self.parameters, scalars, rows)
+        out = self.device.empty(x.shape)
+        arguments = (x, self.device.upload(scalars), out, *self._passes.table(rows), len(rows), self._log_n)
+        grid = self._passes.wide(x.size // self.parameters.degree)
+        self.device.launch("add_scalars_rows", grid, arguments, words=2 * x.size)
+        return self._like(a, out)
 
     def times_p(self, x: Residues, level: int) -> Residues:
         p, rows = self.parameters, checks.extended_rows(self.parameters, level)
@@ -120,18 +140,50 @@ class GpuBackend:
             "multiply_sums_rows",
             (n // THREADS, len(rows), len(sums)),
             (table, layout, out, *self._passes.table(rows), log_repeat, self._log_n),
-            words=2 * values * (count + len(sums)) + one * count // 8,
-            sums=2 * values * count,
-            reductions=2 * values * len(sums),
+            **self._passes.counts(
+                rows,
+                2 * values * (count + len(sums)) + one * count // 8,
+                sums=2 * values * count,
+                reductions=2 * values * len(sums),
+            ),
         )
         return self._like(terms[0], out)
 
     def matrix(
         self, stacks: Sequence[Residues], terms: Residues, factors: Residues, outputs: int, rows: Rows
     ) -> Residues:
-        raise EvaluationError(
-            "models of the batch layout run on the CPU: their stacks are larger than a GPU's memory"
+        n = self.parameters.degree
+        inputs = [self._polynomials(x, rows) for x in stacks]
+        checks.require_matrix(self.parameters, [x.shape for x in inputs], terms, factors, outputs, rows)
+        count, member = terms.shape[1], inputs[0].shape[1:]
+        size = member[0] * len(rows)
+        if count:
+            self._checked(terms, (2, count))
+            self._checked(factors, (len(rows), count))
+        addresses = [x.data.ptr + 8 * size * n * i for x in inputs for i in range(x.shape[0])]
+        starts = np.searchsorted(terms[0], np.arange(outputs + 1, dtype=np.uint64)).tolist()
+        table = np.array([*starts, *(addresses[i] for i in terms[1].tolist())], dtype=np.uint64)
+        out = self.device.empty((outputs, *member))
+        self.device.launch(
+            "matrix_rows",
+            (n // THREADS, size, outputs),
+            (
+                self.device.upload(table),
+                self.device.keep(factors),
+                out,
+                *self._passes.table(rows),
+                len(rows),
+                count,
+                self._log_n,
+            ),
+            **self._passes.counts(
+                rows,
+                size * n * (count + outputs),
+                sums=size * n * count,
+                reductions=size * n * outputs,
+            ),
         )
+        return self._like(stacks[0], out)
 
     def tensor(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         checks.require_rows(self.parameters, rows)
@@ -144,9 +196,7 @@ class GpuBackend:
             "tensor_rows",
             self._passes.wide(len(rows)),
             arguments,
-            words=7 * size,
-            sums=4 * size,
-            reductions=3 * size,
+            **self._passes.counts(rows, 7 * size, sums=4 * size, reductions=3 * size),
         )
         return self._like(a, out)
 
@@ -207,7 +257,10 @@ class GpuBackend:
         arguments = (x, y, out, *self._passes.table(rows), len(rows), other, self._log_n)
         work = x.size if multiplied else 0
         self.device.launch(
-            kernel, self._passes.wide(count), arguments, words=3 * x.size, sums=work, reductions=work
+            kernel,
+            self._passes.wide(count),
+            arguments,
+            **self._passes.counts(rows, 3 * x.size, sums=work, reductions=work),
         )
         return self._like(a, out)
 
@@ -219,7 +272,10 @@ class GpuBackend:
         grid = self._passes.wide(out.size // self.parameters.degree)
         words = x.size + out.size
         self.device.launch(
-            "multiply_rows_by_scalars", grid, arguments, words=words, sums=x.size, reductions=x.size
+            "multiply_rows_by_scalars",
+            grid,
+            arguments,
+            **self._passes.counts(rows, words, sums=x.size, reductions=x.size),
         )
         return self._like(a, out)
 
@@ -264,10 +320,13 @@ class GpuBackend:
                 checks.galois_element(self.parameters, element),
                 self._log_n,
             ),
-            words=(count + 2) * len(rows) * n + 2 * count * used_bytes // 8 + moved_values,
-            products=moved_values if moved_rows < len(rows) else 0,
-            sums=2 * count * len(rows) * n,
-            reductions=2 * len(rows) * n,
+            **self._passes.counts(
+                rows,
+                (count + 2) * len(rows) * n + 2 * count * used_bytes // 8 + moved_values,
+                products=moved_values if moved_rows < len(rows) else 0,
+                sums=2 * count * len(rows) * n,
+                reductions=2 * len(rows) * n,
+            ),
         )
         return out
 

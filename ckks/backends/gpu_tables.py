@@ -14,23 +14,39 @@ from ckks.packed import BLOCK, packed_bytes, residue_bytes
 from ckks.types import Residues
 
 WORD = 1 << 64
+DOUBLE_BITS = 49  # Doubles::kBits of doubles.cuh: primes that are computed with on doubles, where the device is fast at them
 
 
 def prime_table(moduli: Sequence[int]) -> Residues:
-    """struct Prime per modulus: [row][3] of q, floor(2^(bits+63) / q), bits."""
-    return np.array([[q, (1 << (q.bit_length() + 63)) // q, q.bit_length()] for q in moduli], np.uint64)
+    """struct Prime per modulus: [row][5] of q, floor(2^(bits+63) / q), bits, and as doubles q and 1/q."""
+    whole = [[q, (1 << (q.bit_length() + 63)) // q, q.bit_length()] for q in moduli]
+    doubles = np.array([[float(q), 1.0 / q] for q in moduli])
+    return np.concatenate([np.array(whole, dtype=np.uint64), doubles.view(np.uint64)], axis=1)
 
 
-def factors(values: Residues, q: int) -> Residues:
-    """struct Factor per value in [0, q): [...][2] of w, floor(w * 2^64 / q)."""
-    quotients = [w * WORD // q for w in values.ravel().tolist()]
-    return np.stack([values, np.array(quotients, dtype=np.uint64).reshape(values.shape)], axis=-1)
+def on_doubles(q: int, doubles: bool) -> bool:
+    """Whether kernels compute modulo q on doubles. doubles: on a device that is fast at them."""
+    return doubles and q.bit_length() <= DOUBLE_BITS
 
 
-def factor_rows(values: Sequence[int], moduli: Sequence[int]) -> Residues:
-    """struct Factor per value, each in [0, q) of its own modulus: [row][2]."""
-    pairs = [(w, w * WORD // q) for w, q in zip(values, moduli, strict=True)]
-    return np.array(pairs, dtype=np.uint64)
+def factors(values: Residues, q: int, doubles: bool) -> Residues:
+    """A constant per value in [0, q), as the kernels read them: [value][2] of w, floor(w * 2^64 / q).
+
+    On doubles: one double each, in (-q/2, q/2), one after the other in the first half of this array.
+    """
+    if on_doubles(q, doubles):
+        numbers = values.astype(np.float64)  # exact: below 2^49
+        balanced = np.where(values > q // 2, numbers - q, numbers)
+        return np.concatenate([balanced, np.zeros_like(balanced)]).view(np.uint64).reshape(-1, 2)
+    quotients = np.array([w * WORD // q for w in values.tolist()], dtype=np.uint64)
+    return np.stack([values, quotients], axis=-1)
+
+
+def factor_rows(values: Sequence[int], moduli: Sequence[int], doubles: bool) -> Residues:
+    """A constant per value, each in [0, q) of its own modulus: [row][2]."""
+    return np.concatenate(
+        [factors(np.array([w], dtype=np.uint64), q, doubles) for w, q in zip(values, moduli, strict=True)]
+    )
 
 
 def row_table(rows: Sequence[int]) -> Any:
@@ -46,9 +62,9 @@ def packed_layout(moduli: Sequence[int], length: int, wanted: Sequence[int]) -> 
     return np.array([(starts[i], residue_bytes(moduli[i]), log_block) for i in wanted], dtype=np.uint32)
 
 
-def twiddle_table(degree: int, moduli: Sequence[int], inverse: bool) -> Residues:
+def twiddle_table(degree: int, moduli: Sequence[int], inverse: bool, doubles: bool) -> Residues:
     """The roots of every modulus in the order of the stages, as factors: [row][N][2]."""
-    return np.stack([factors(modular.stage_roots(degree, q)[int(inverse)], q) for q in moduli])
+    return np.stack([factors(modular.stage_roots(degree, q)[int(inverse)], q, doubles) for q in moduli])
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +75,7 @@ class Conversion:
     constants: [group][target][sources+1], D/q_i and then -D modulo the target.
     words: [group][sources+1][sources], D/q_i and right behind them D, as little-endian words.
     inverses: [group][target], D^-1 or 0, as factors.
+    wide: whether some source is too large for doubles.
     """
 
     sources: int
@@ -66,9 +83,10 @@ class Conversion:
     constants: Residues
     words: Residues
     inverses: Residues
+    wide: bool
 
 
-def conversion(groups: Sequence[Sequence[int]], targets: Sequence[int]) -> Conversion:
+def conversion(groups: Sequence[Sequence[int]], targets: Sequence[int], doubles: bool) -> Conversion:
     """groups, targets: primes. A target may be a source: what is converted to it is then of no use."""
     sources = len(groups[0])
     constants = np.zeros((len(groups), len(targets), sources + 1), dtype=np.uint64)
@@ -85,5 +103,6 @@ def conversion(groups: Sequence[Sequence[int]], targets: Sequence[int]) -> Conve
             constants[g, t, : len(parts)] = [value % q for value in parts]
             constants[g, t, sources] = -product % q
             if product % q:
-                inverses[g, t] = factor_rows([pow(product, -1, q)], [q])[0]
-    return Conversion(sources, scales, constants, words, inverses)
+                inverses[g, t] = factor_rows([pow(product, -1, q)], [q], doubles)[0]
+    wide = any(q.bit_length() > DOUBLE_BITS for group in groups for q in group)
+    return Conversion(sources, scales, constants, words, inverses, wide)

@@ -33,6 +33,9 @@ class ReferenceBackend:
     def download(self, x: Residues) -> Residues:
         return x
 
+    def empty_like(self, x: Residues, shape: tuple[int, ...]) -> Residues:
+        return np.empty(shape, dtype=np.uint64)
+
     def forward(self, x: Residues, rows: Rows) -> Residues:
         return _by_row([modular.forward_ntt(x[..., i, :], q) for i, q in self._moduli(rows)])
 
@@ -50,6 +53,9 @@ class ReferenceBackend:
 
     def multiply_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
         return _by_row([modular.multiply(a[..., i, :], scalars[i], q) for i, q in self._moduli(rows)])
+
+    def add_scalars(self, a: Residues, scalars: Residues, rows: Rows) -> Residues:
+        return modular.add(a, scalars[:, None], self._column(rows))
 
     def times_p(self, x: Residues, level: int) -> Residues:
         p, data = self.parameters, self.parameters.data_rows(level)

@@ -8,20 +8,20 @@ __device__ __forceinline__ unsigned position() { return blockIdx.x * kWide + thr
 // a, out: [polynomial][row_count][N]; b: the last b_rows of these rows, used again for every polynomial.
 extern "C" __global__ void __launch_bounds__(kWide)
 add_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned b_rows, unsigned log_n) {
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), other = (static_cast<size_t>(blockIdx.y % b_rows) << log_n) + position();
-    out[at] = add(a[at], b[other], primes[rows[blockIdx.y % row_count]].q);
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position(), other = (static_cast<size_t>(grid_row() % b_rows) << log_n) + position();
+    out[at] = add(a[at], b[other], primes[rows[grid_row() % row_count]].q);
 }
 
 extern "C" __global__ void __launch_bounds__(kWide)
 subtract_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned b_rows, unsigned log_n) {
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), other = (static_cast<size_t>(blockIdx.y % b_rows) << log_n) + position();
-    out[at] = subtract(a[at], b[other], primes[rows[blockIdx.y % row_count]].q);
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position(), other = (static_cast<size_t>(grid_row() % b_rows) << log_n) + position();
+    out[at] = subtract(a[at], b[other], primes[rows[grid_row() % row_count]].q);
 }
 
 extern "C" __global__ void __launch_bounds__(kWide)
 multiply_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned b_rows, unsigned log_n) {
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), other = (static_cast<size_t>(blockIdx.y % b_rows) << log_n) + position();
-    out[at] = multiply(a[at], b[other], primes[rows[blockIdx.y % row_count]]);
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position(), other = (static_cast<size_t>(grid_row() % b_rows) << log_n) + position();
+    with_field(primes[rows[grid_row() % row_count]], [&](const auto& f) { out[at] = f.residue(f.product(f.enter(a[at]), f.enter(b[other]))); });
 }
 
 // Row r of a polynomial of a [polynomial][a_rows][N] times scalars[r] -> row r of out [polynomial][out_rows][N]; the grid has out's rows, and
@@ -29,31 +29,41 @@ multiply_rows(const word* a, const word* b, word* out, const Prime* primes, cons
 extern "C" __global__ void __launch_bounds__(kWide)
 multiply_rows_by_scalars(const word* a, const word* scalars, word* out, const Prime* primes, const unsigned* rows, unsigned a_rows, unsigned out_rows,
                          unsigned log_n) {
-    const unsigned polynomial = blockIdx.y / out_rows, r = blockIdx.y % out_rows;
-    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position();
+    const unsigned polynomial = grid_row() / out_rows, r = grid_row() % out_rows;
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position();
+    const word* from = a + (static_cast<size_t>(polynomial * a_rows + r) << log_n);
     if (r < a_rows)
-        out[at] = multiply(a[(static_cast<size_t>(polynomial * a_rows + r) << log_n) + position()], scalars[r], primes[rows[r]]);
+        with_field(primes[rows[r]], [&](const auto& f) { out[at] = f.residue(f.product(f.enter(from[position()]), f.enter(scalars[r]))); });
     else
         out[at] = 0;
+}
+
+// a, out: [polynomial][row_count][N]; scalars: [row_count].
+extern "C" __global__ void __launch_bounds__(kWide)
+add_scalars_rows(const word* a, const word* scalars, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned log_n) {
+    const size_t at = (static_cast<size_t>(grid_row()) << log_n) + position();
+    const unsigned r = grid_row() % row_count;
+    out[at] = add(a[at], scalars[r], primes[rows[r]].q);
 }
 
 // a, b: [2][row][N]; out: [3][row][N]; the grid has one polynomial's rows.
 extern "C" __global__ void __launch_bounds__(kWide)
 tensor_rows(const word* a, const word* b, word* out, const Prime* primes, const unsigned* rows, unsigned log_n) {
     const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), half = static_cast<size_t>(gridDim.y) << log_n;
-    const Prime p = primes[rows[blockIdx.y]];
-    const word a0 = a[at], a1 = a[at + half], b0 = b[at], b1 = b[at + half];
-    Sum cross = {0, 0};
-    cross.add(a0, b1);
-    cross.add(a1, b0);
-    out[at] = multiply(a0, b0, p);
-    out[at + half] = cross.reduced(p);
-    out[at + 2 * half] = multiply(a1, b1, p);
+    with_field(primes[rows[blockIdx.y]], [&](const auto& f) {
+        const auto a0 = f.enter(a[at]), a1 = f.enter(a[at + half]), b0 = f.enter(b[at]), b1 = f.enter(b[at + half]);
+        auto cross = f.sum();
+        f.add(cross, a0, b1);
+        f.add(cross, a1, b0);
+        out[at] = f.residue(f.product(a0, b0));
+        out[at + half] = f.residue(f.reduced(cross));
+        out[at + 2 * half] = f.residue(f.product(a1, b1));
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(kWide)
 automorphism_rows(const word* x, word* out, unsigned element, unsigned log_n) {
-    const size_t at = static_cast<size_t>(blockIdx.y) << log_n;
+    const size_t at = static_cast<size_t>(grid_row()) << log_n;
     out[at + position()] = x[at + source_position(position(), element, log_n)];
 }
 
@@ -65,23 +75,48 @@ multiply_sums_rows(const word* table, const PackedRow* plain_rows, word* out, co
     const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), half = static_cast<size_t>(gridDim.y) << log_n;
     const unsigned kept = position() >> log_repeat;
     const PackedRow plain_row = plain_rows[blockIdx.y];
-    const Prime p = primes[rows[blockIdx.y]];
     const word* products = table + gridDim.z + 1;
-    Sum first = {0, 0}, second = {0, 0};
-    unsigned room = kProducts;
-    for (word i = table[blockIdx.z]; i < table[blockIdx.z + 1]; ++i) {
-        const word* term = reinterpret_cast<const word*>(products[2 * i]);
-        const word plain = packed_value(reinterpret_cast<const unsigned char*>(products[2 * i + 1]), plain_row, kept);
-        if (room == 0) {
-            first.fold(p);
-            second.fold(p);
-            room = kProducts;
-        }
-        --room;
-        first.add(term[at], plain);
-        second.add(term[at + half], plain);
-    }
     word* to = out + 2 * half * blockIdx.z;
-    to[at] = first.reduced(p);
-    to[at + half] = second.reduced(p);
+    with_field(primes[rows[blockIdx.y]], [&](const auto& f) {
+        auto first = f.sum(), second = f.sum();
+        unsigned room = f.kProducts;
+        for (word i = table[blockIdx.z]; i < table[blockIdx.z + 1]; ++i) {
+            const word* term = reinterpret_cast<const word*>(products[2 * i]);
+            const auto plain = f.enter(packed_value(reinterpret_cast<const unsigned char*>(products[2 * i + 1]), plain_row, kept));
+            if (room == 0) {
+                f.fold(first);
+                f.fold(second);
+                room = f.kProducts;
+            }
+            --room;
+            f.add(first, f.enter(term[at]), plain);
+            f.add(second, f.enter(term[at + half]), plain);
+        }
+        to[at] = f.residue(f.reduced(first));
+        to[at + half] = f.residue(f.reduced(second));
+    });
+}
+
+// out [output][polynomial][row][N]: the grid is (N / kWide, row_count rows of all polynomials, outputs). table: where the terms of each output
+// begin, and where the last ends, then for each term the address of its input [polynomial][row][N]. factors: [row][term].
+extern "C" __global__ void __launch_bounds__(kWide)
+matrix_rows(const word* table, const word* factors, word* out, const Prime* primes, const unsigned* rows, unsigned row_count, unsigned term_count,
+            unsigned log_n) {
+    const size_t at = (static_cast<size_t>(blockIdx.y) << log_n) + position(), size = static_cast<size_t>(gridDim.y) << log_n;
+    const unsigned r = blockIdx.y % row_count;
+    const word* inputs = table + gridDim.z + 1;
+    const word* row_factors = factors + static_cast<size_t>(r) * term_count;
+    with_field(primes[rows[r]], [&](const auto& f) {
+        auto sum = f.sum();
+        unsigned room = f.kProducts;
+        for (word t = table[blockIdx.z]; t < table[blockIdx.z + 1]; ++t) {
+            if (room == 0) {
+                f.fold(sum);
+                room = f.kProducts;
+            }
+            --room;
+            f.add(sum, f.enter(reinterpret_cast<const word*>(inputs[t])[at]), f.enter(row_factors[t]));
+        }
+        out[size * blockIdx.z + at] = f.residue(f.reduced(sum));
+    });
 }

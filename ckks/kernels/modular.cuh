@@ -1,4 +1,4 @@
-// Arithmetic modulo one prime q, 2^19 < q < 2^60, on the device. Residues are in [0, q) wherever a kernel reads or writes global memory.
+// Arithmetic modulo one prime q, 2^19 < q < 2^60, on the device. Residues are in [0, q) wherever a kernel reads or writes them in global memory.
 #pragma once
 
 typedef unsigned long long word;
@@ -7,6 +7,7 @@ struct Prime {
     word q;
     word inverse;  // floor(2^(bits+63) / q)
     word bits;     // 2^(bits-1) < q < 2^bits
+    double modulus, reciprocal;  // for primes of at most 49 bits (doubles.cuh)
 };
 
 // A fixed factor w < q with floor(w * 2^64 / q), after Shoup (Harvey 2014, algorithm 2).
@@ -19,39 +20,64 @@ __device__ __forceinline__ word minus_if(word x, word m) { return x >= m ? x - m
 __device__ __forceinline__ word add(word a, word b, word q) { return minus_if(a + b, q); }
 __device__ __forceinline__ word subtract(word a, word b, word q) { return minus_if(a + (q - b), q); }
 
-// x * w mod q in [0, 2q), for any 64-bit x: the quotient is at most one too small.
-__device__ __forceinline__ word multiply_lazy(word x, Factor w, word q) { return x * w.value - __umul64hi(x, w.quotient) * q; }
-__device__ __forceinline__ word multiply(word x, Factor w, word q) { return minus_if(multiply_lazy(x, w, q), q); }
-
 // z >> (bits-1) of z = high * 2^64 + low < 2^(bits+63).
 __device__ __forceinline__ word top(word high, word low, word bits) { return high << (65 - bits) | low >> (bits - 1); }
 
-// A sum of products as 128 bits. It may be reduced while it is below 2^(bits+63).
-struct Sum {
-    word high, low;
+// On 64-bit integers, for all of these primes. Most kernels are templates over this class and Doubles, which has the same members. A Value is a
+// residue in registers, or what one pass of a transform leaves to the next. It is called small in [0, 2q).
+struct Whole {
+    typedef word Value;
+    typedef Factor Constant;
+    struct Sum {
+        word high, low;
+    };
+    static constexpr unsigned kBits = 60;
+    // Products between two folds: of a residue with anything below 2^60 they are below 2^(bits+60), so seven of them and a remainder stay
+    // below the 2^(bits+63) up to which a sum can be reduced.
+    static constexpr unsigned kProducts = 7;
 
-    __device__ __forceinline__ void add(word a, word b) {
+    Prime p;
+
+    __device__ __forceinline__ explicit Whole(const Prime& prime) : p(prime) {}
+
+    static __device__ __forceinline__ const Constant* constants(const Factor* table) { return table; }
+    static __device__ __forceinline__ word written(Value x) { return x; }
+    static __device__ __forceinline__ Value read(word x) { return x; }
+    static __device__ __forceinline__ Value enter(word residue) { return residue; }
+    __device__ __forceinline__ word residue(Value small) const { return minus_if(small, p.q); }
+
+    // Small, for any x: the quotient is at most one too small.
+    __device__ __forceinline__ Value multiply(Value x, Constant w) const { return x * w.value - __umul64hi(x, w.quotient) * p.q; }
+    // Small, of two residues.
+    __device__ __forceinline__ Value product(Value a, Value b) const {
+        Sum s = sum();
+        add(s, a, b);
+        return reduced(s);
+    }
+    static __device__ __forceinline__ Value add(Value a, Value b) { return a + b; }
+    __device__ __forceinline__ Value subtract(Value a, Value small) const { return a + (2 * p.q - small); }
+
+    // The rounds of a transform. Forward: values are below 4q, and `addend` is taken of those that are not multiplied. Inverse: values are
+    // small, and `folded` is taken of sums of two. `settled` makes the result of a forward transform small.
+    __device__ __forceinline__ Value addend(Value x, unsigned) const { return minus_if(x, 2 * p.q); }
+    __device__ __forceinline__ Value folded(Value x, unsigned, unsigned) const { return minus_if(x, 2 * p.q); }
+    __device__ __forceinline__ Value settled(Value x) const { return minus_if(x, 2 * p.q); }
+
+    static __device__ __forceinline__ Sum sum() { return {0, 0}; }
+    static __device__ __forceinline__ void add(Sum& s, Value a, Value b) {
         const word product = a * b;
-        low += product;
-        high += __umul64hi(a, b) + (low < product);
+        s.low += product;
+        s.high += __umul64hi(a, b) + (s.low < product);
     }
-    // Into [0, 3q). Barrett with three errors below one each, from cutting z, the inverse and the product.
-    __device__ __forceinline__ word lazy(const Prime& p) const { return low - __umul64hi(top(high, low, p.bits), p.inverse) * p.q; }
-    __device__ __forceinline__ word reduced(const Prime& p) const { return minus_if(minus_if(lazy(p), p.q), p.q); }
-    // Products of a residue with anything below 2^60 are below 2^(bits+60) each: seven of them and a remainder leave room.
-    __device__ __forceinline__ void fold(const Prime& p) {
-        low = lazy(p);
-        high = 0;
-    }
+    // In [0, 3q). Barrett with three errors below one each, from cutting the sum, the inverse and the product.
+    __device__ __forceinline__ word lazy(const Sum& s) const { return s.low - __umul64hi(top(s.high, s.low, p.bits), p.inverse) * p.q; }
+    __device__ __forceinline__ void fold(Sum& s) const { s = {0, lazy(s)}; }
+    // Small.
+    __device__ __forceinline__ Value reduced(const Sum& s) const { return minus_if(lazy(s), p.q); }
 };
 
-constexpr unsigned kProducts = 7;  // between two folds
-
-__device__ __forceinline__ word multiply(word a, word b, const Prime& p) {
-    Sum s = {0, 0};
-    s.add(a, b);
-    return s.reduced(p);
-}
+// The row of a grid (.., rows, ..) that may have more rows than its second axis can count: the third then counts parts of it.
+__device__ __forceinline__ unsigned grid_row() { return blockIdx.z * gridDim.y + blockIdx.y; }
 
 // p(X) -> p(X^element) on values: position k holds the value at psi^(2*bitrev(k)+1), which is p at psi^((2*bitrev(k)+1)*element).
 __device__ __forceinline__ unsigned source_position(unsigned k, unsigned element, unsigned log_n) {

@@ -5,7 +5,7 @@
 // or 2 stages in registers.
 #pragma once
 
-#include "modular.cuh"
+#include "doubles.cuh"
 
 constexpr unsigned kLogTile = 11, kTile = 1u << kLogTile, kThreads = 256;
 constexpr unsigned kLogBlock = 9;  // columns of the matrix: the stages of the blocks' pass
@@ -29,40 +29,42 @@ struct Columns {
     }
 };
 
-// Stages whose butterflies are 2^log_distance apart and less. Values below 4q before and after. first: the twiddle of the tile's first
-// butterfly in the first stage; the twiddles of a stage lie behind each other, twice as many as in the stage before.
-template <unsigned K>
-__device__ __forceinline__ void forward_round(Tile& tile, const Factor* twiddles, unsigned first, unsigned log_distance, word q) {
+// Stages whose butterflies are 2^log_distance apart and less. first: the twiddle of the tile's first butterfly in the first stage; the
+// twiddles of a stage lie behind each other, twice as many as in the stage before.
+template <unsigned K, class Field>
+__device__ __forceinline__ void forward_round(const Field& f, Tile& tile, const typename Field::Constant* twiddles, unsigned first, unsigned log_distance) {
     const unsigned log_step = log_distance - (K - 1);
     for (unsigned g = threadIdx.x; g < kTile >> K; g += kThreads) {
         const unsigned low = g & ((1u << log_step) - 1), high = g >> log_step, base = high << (log_step + K) | low;
-        word x[1 << K];
+        typename Field::Value x[1 << K];
 #pragma unroll
-        for (unsigned u = 0; u < 1u << K; ++u) x[u] = tile[base + (u << log_step)];
+        for (unsigned u = 0; u < 1u << K; ++u) x[u] = f.read(tile[base + (u << log_step)]);
 #pragma unroll
         for (unsigned d = 0; d < K; ++d) {
             const unsigned half = 1u << (K - 1 - d);
 #pragma unroll
             for (unsigned u = 0; u < 1u << K; ++u) {
                 if (u & half) continue;
-                const word a = minus_if(x[u], 2 * q), b = multiply_lazy(x[u | half], twiddles[((first + high) << d) + (u >> (K - d))], q);
-                x[u] = a + b;
-                x[u | half] = a + (2 * q - b);
+                const auto a = f.addend(x[u], d), b = f.multiply(x[u | half], twiddles[((first + high) << d) + (u >> (K - d))]);
+                x[u] = f.add(a, b);
+                x[u | half] = f.subtract(a, b);
             }
         }
 #pragma unroll
-        for (unsigned u = 0; u < 1u << K; ++u) tile[base + (u << log_step)] = x[u];
+        for (unsigned u = 0; u < 1u << K; ++u) tile[base + (u << log_step)] = f.written(x[u]);
     }
 }
 
-__device__ __forceinline__ void forward_stages(Tile& tile, const Factor* twiddles, unsigned first, unsigned log_distance, unsigned stages, word q) {
+template <class Field>
+__device__ __forceinline__ void forward_stages(const Field& f, Tile& tile, const typename Field::Constant* twiddles, unsigned first, unsigned log_distance,
+                                               unsigned stages) {
     while (stages) {
         __syncthreads();
         const unsigned k = stages == 2 || stages == 4 ? 2 : 3;
         if (k == 3)
-            forward_round<3>(tile, twiddles, first, log_distance, q);
+            forward_round<3>(f, tile, twiddles, first, log_distance);
         else
-            forward_round<2>(tile, twiddles, first, log_distance, q);
+            forward_round<2>(f, tile, twiddles, first, log_distance);
         first <<= k;
         log_distance -= k;
         stages -= k;
@@ -70,39 +72,41 @@ __device__ __forceinline__ void forward_stages(Tile& tile, const Factor* twiddle
     __syncthreads();
 }
 
-// Stages whose butterflies are 2^log_step apart and more. Values below 2q before and after.
-template <unsigned K>
-__device__ __forceinline__ void inverse_round(Tile& tile, const Factor* twiddles, unsigned first, unsigned log_step, word q) {
+// Stages whose butterflies are 2^log_step apart and more.
+template <unsigned K, class Field>
+__device__ __forceinline__ void inverse_round(const Field& f, Tile& tile, const typename Field::Constant* twiddles, unsigned first, unsigned log_step) {
     for (unsigned g = threadIdx.x; g < kTile >> K; g += kThreads) {
         const unsigned low = g & ((1u << log_step) - 1), high = g >> log_step, base = high << (log_step + K) | low;
-        word x[1 << K];
+        typename Field::Value x[1 << K];
 #pragma unroll
-        for (unsigned u = 0; u < 1u << K; ++u) x[u] = tile[base + (u << log_step)];
+        for (unsigned u = 0; u < 1u << K; ++u) x[u] = f.read(tile[base + (u << log_step)]);
 #pragma unroll
         for (unsigned d = 0; d < K; ++d) {
             const unsigned half = 1u << d;
 #pragma unroll
             for (unsigned u = 0; u < 1u << K; ++u) {
                 if (u & half) continue;
-                const Factor w = twiddles[(first >> d) + (high << (K - 1 - d)) + (u >> (d + 1))];
-                const word sum = x[u] + x[u | half], difference = x[u] + (2 * q - x[u | half]);
-                x[u] = minus_if(sum, 2 * q);
-                x[u | half] = multiply_lazy(difference, w, q);
+                const auto w = twiddles[(first >> d) + (high << (K - 1 - d)) + (u >> (d + 1))];
+                const auto sum = f.add(x[u], x[u | half]), difference = f.subtract(x[u], x[u | half]);
+                x[u] = f.folded(sum, d, u);
+                x[u | half] = f.multiply(difference, w);
             }
         }
 #pragma unroll
-        for (unsigned u = 0; u < 1u << K; ++u) tile[base + (u << log_step)] = x[u];
+        for (unsigned u = 0; u < 1u << K; ++u) tile[base + (u << log_step)] = f.written(x[u]);
     }
 }
 
-__device__ __forceinline__ void inverse_stages(Tile& tile, const Factor* twiddles, unsigned first, unsigned log_step, unsigned stages, word q) {
+template <class Field>
+__device__ __forceinline__ void inverse_stages(const Field& f, Tile& tile, const typename Field::Constant* twiddles, unsigned first, unsigned log_step,
+                                               unsigned stages) {
     while (stages) {
         __syncthreads();
         const unsigned k = stages == 2 || stages == 4 ? 2 : 3;
         if (k == 3)
-            inverse_round<3>(tile, twiddles, first, log_step, q);
+            inverse_round<3>(f, tile, twiddles, first, log_step);
         else
-            inverse_round<2>(tile, twiddles, first, log_step, q);
+            inverse_round<2>(f, tile, twiddles, first, log_step);
         first >>= k;
         log_step += k;
         stages -= k;
@@ -110,22 +114,20 @@ __device__ __forceinline__ void inverse_stages(Tile& tile, const Factor* twiddle
     __syncthreads();
 }
 
-// The two passes of a forward transform of one row. load(k): coefficient k, in [0, q). store(k, value): value k, in [0, q).
-template <class Load>
-__device__ __forceinline__ void forward_columns(const Load& load, word* out, const Factor* twiddles, word q, unsigned log_n) {
-    __shared__ Tile tile;
+// The two passes of a forward transform of one row. load(k): coefficient k, small. store(k, value): value k, small.
+template <class Field, class Load>
+__device__ __forceinline__ void forward_columns(const Field& f, Tile& tile, const Load& load, word* out, const Factor* twiddles, unsigned log_n) {
     const Columns place(blockIdx.x, log_n);
-    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) tile[e] = load(place(e));
-    forward_stages(tile, twiddles, 1, kLogTile - 1, log_n - kLogBlock, q);
+    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) tile[e] = f.written(load(place(e)));
+    forward_stages(f, tile, f.constants(twiddles), 1, kLogTile - 1, log_n - kLogBlock);
     for (unsigned e = threadIdx.x; e < kTile; e += kThreads) out[place(e)] = tile[e];
 }
 
-template <class Store>
-__device__ __forceinline__ void forward_blocks(const word* x, const Store& store, const Factor* twiddles, word q, unsigned log_n) {
-    __shared__ Tile tile;
+template <class Field, class Store>
+__device__ __forceinline__ void forward_blocks(const Field& f, Tile& tile, const word* x, const Store& store, const Factor* twiddles, unsigned log_n) {
     const Blocks place = {blockIdx.x};
     for (unsigned e = threadIdx.x; e < kTile; e += kThreads) tile[e] = x[place(e)];
     const unsigned first = (1u << (log_n - kLogBlock)) + (blockIdx.x << (kLogTile - kLogBlock));
-    forward_stages(tile, twiddles, first, kLogBlock - 1, kLogBlock, q);
-    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) store(place(e), minus_if(minus_if(tile[e], 2 * q), q));
+    forward_stages(f, tile, f.constants(twiddles), first, kLogBlock - 1, kLogBlock);
+    for (unsigned e = threadIdx.x; e < kTile; e += kThreads) store(place(e), f.settled(f.read(tile[e])));
 }

@@ -1,7 +1,7 @@
 // Residues as ckks/packed.py packs them, read on the device: keys and encoded weights.
 #pragma once
 
-#include "modular.cuh"
+#include "doubles.cuh"
 
 // A row within a polynomial: the byte where it begins, bytes of a residue (4, 6 or 8), and for 6 how many lower words stand together
 // before their upper halves.

@@ -4,6 +4,7 @@
 // Races within a warp, launch limits and speed do not show. Static shared memory, one-dimensional blocks, one launch at a time.
 #pragma once
 
+#include <math.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,21 @@ static inline unsigned __brev(unsigned x) {
     x = (x >> 4 & 0x0f0f0f0fu) | (x & 0x0f0f0f0fu) << 4;
     x = (x >> 2 & 0x33333333u) | (x & 0x33333333u) << 2;
     return (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;
+}
+// Built with -ffp-contract=off: every operation is rounded by itself, and a fused one once.
+static inline double __dadd_rn(double a, double b) { return a + b; }
+static inline double __dsub_rn(double a, double b) { return a - b; }
+static inline double __dmul_rn(double a, double b) { return a * b; }
+static inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
+static inline double __longlong_as_double(long long bits) {
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static inline long long __double_as_longlong(double x) {
+    long long bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
 }
 static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 
