@@ -138,9 +138,9 @@ def around(degree: int, limit: int) -> tuple[int, int]:
 def primes_at_the_limits(degree: int) -> tuple[int, ...]:
     """Primes on both sides of the sizes where the vector kernels change how they reduce, and the last below 2^49.
 
-    The sizes are 2^45 on doubles, 2^52/70 and 2^52/12 on integers.
+    The sizes are 2^45 on doubles, 2^52/70 and 2^48 on integers.
     """
-    limits = (2**45, 2**52 // 70, 2**52 // 12)
+    limits = (2**45, 2**52 // 70, 2**48)
     return (*(q for limit in limits for q in around(degree, limit)), around(degree, 2**49)[0])
 
 

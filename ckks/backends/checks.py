@@ -15,7 +15,7 @@ from ckks.types import Residues
 
 def require_rows(p: Parameters, rows: Rows) -> None:
     """Raise EvaluationError unless rows name primes of `p`, one at least."""
-    if not rows or not all(0 <= r < len(p.moduli) for r in rows):
+    if not rows or min(rows) < 0 or max(rows) >= len(p.moduli):
         raise EvaluationError(f"rows must name primes 0..{len(p.moduli) - 1}, got {rows}")
 
 

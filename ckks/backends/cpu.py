@@ -20,6 +20,7 @@ from ckks.primes import smallest_root
 from ckks.types import EvaluationKeys, KeySwitchKey, Residues
 
 MAX_THREADS = 256
+UINT64 = np.dtype(np.uint64)
 
 
 class CpuBackend:
@@ -241,7 +242,7 @@ class CpuBackend:
 
 def _array(x: Residues, shape: tuple[object, ...]) -> Residues:
     """x itself, C-contiguous, if it has this shape; a leading `...` stands for any leading axes."""
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint64 or not x.dtype.isnative:
+    if not isinstance(x, np.ndarray) or x.dtype != UINT64:  # which is of this machine's byte order
         raise EvaluationError(
             f"residues must be an array of uint64, got {getattr(x, 'dtype', type(x).__name__)}"
         )

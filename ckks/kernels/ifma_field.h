@@ -20,11 +20,19 @@ V sub(V a, V b) { return _mm512_sub_epi64(a, b); }
 V add_low(V sum, V a, V b) { return _mm512_madd52lo_epu64(sum, a, b); }
 V add_high(V sum, V a, V b) { return _mm512_madd52hi_epu64(sum, a, b); }
 
-// A factor w < q with floor(w * 2^52 / q), in all lanes or one a lane.
+// p[0], p[1] in turn.
+V load_two(const u64* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+// p[0], p[1] in turn in the lower half, p[2], p[3] in the upper.
+V load_four(const u64* p) {
+    const auto half = [](const u64* from) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(p)), half(p + 2), 1);
+}
+
+// Factors w < q, each with floor(w * 2^52 / q).
 struct Factors {
     V value, quotient;
     explicit Factors(const WholeFactor& f) : value(all(f.value)), quotient(all(f.quotient)) {}
-    explicit Factors(const u64* p) : value(load(p)), quotient(load(p + W)) {}
+    explicit Factors(V v, V q) : value(v), quotient(q) {}
 };
 
 // q < 2^49. "x in B" means 0 <= x < B*q <= 2^52. Only the low 52 bits of a lane count: multiplications read no others, and no sum carries
@@ -34,10 +42,11 @@ struct Factors {
 // is in 2 (Harvey 2014, algorithm 2).
 struct Field {
     u64 prime;
-    V q, minus, one, mask;  // minus = -q modulo 2^52; one: the quotient of the factor 1
+    V q, twice, minus, one, mask;  // twice = 2q, minus = -q modulo 2^52; one: the quotient of the factor 1
 
     explicit Field(const VectorPrime& p)
-        : prime(static_cast<u64>(p.q)), q(all(prime)), minus(all((u64(1) << 52) - prime)), one(all((u64(1) << 52) / prime)), mask(all((u64(1) << 52) - 1)) {}
+        : prime(static_cast<u64>(p.q)), q(all(prime)), twice(all(2 * prime)), minus(all((u64(1) << 52) - prime)), one(all((u64(1) << 52) / prime)),
+          mask(all((u64(1) << 52) - 1)) {}
 
     [[gnu::always_inline]] V times(V x, const Factors& w) const {
         const V zero = _mm512_setzero_si512(), quotient = add_high(zero, x, w.quotient);

@@ -1,114 +1,17 @@
 // The transforms on 52-bit integers.
 //
-// Two or three stages a pass, depth first; the last six stages run on 64 points at a time in registers, transposed in between so that lanes
-// never mix. First loads and last stores are the caller's, so conversions cost no pass.
+// Two or three stages a pass, depth first; the last six stages run on 64 points at a time in registers. First loads and last stores are the
+// caller's, so conversions cost no pass.
 #pragma once
 
-#include "ifma_field.h"
+#include <algorithm>
+
+#include "ifma_stages.h"
 
 namespace kernels {
 namespace {
 
-// A pass of S stages: 2^S rows of values, 2^S - 1 factors, those of the first stage first.
-template <unsigned S>
-constexpr std::size_t kRows = std::size_t(1) << S;
-
-// How values are kept below 2^52 on their way through the stages of a forward transform. A butterfly keeps x and multiplies y, giving x +- r with
-// r in 2; x may have any size below 2^52, and so may y. N <= 2^16.
-//   roomy, 70q <= 2^52: what enters is in 4; half of the values, from which all results descend, start with 2*log2(N) more, so that differences stay
-//     positive; after at most 16 stages they are below 4 + 32 + 32 .
-//   usual, 12q <= 2^52, and tight: in each pass the first row (tight: every row that the first stage keeps) is reduced to 2, and differences have 2q
-//     added. Three stages lead from 2 to 8; the rows of the upper half enter in 8 and are multiplied at once. Usual: the second row,
-//     kept for two stages, grows from 8 to 12 before it is multiplied. Tight: no row passes 8, and 8q < 2^52; results are reduced once more.
-enum class Room { roomy, usual, tight };
-
-Room room(u64 q) {
-    constexpr u64 limit = u64(1) << 52;
-    return q <= limit / 70 ? Room::roomy : q <= limit / 12 ? Room::usual : Room::tight;
-}
-
-// x + r is made on top of x, then x - r = 2x - (x + r): one operation less than by way of r.
-// Results are below this multiple of q.
-constexpr u64 bound_of(Room r) { return r == Room::roomy ? 68 : r == Room::usual ? 8 : 2; }
-
-template <Room R>
-[[gnu::always_inline]] inline void butterfly(const Field& f, V twice, V& x, V& y, const Factors& w) {
-    const V quotient = add_high(_mm512_setzero_si512(), y, w.quotient), double_x = add(x, R == Room::roomy ? x : add(x, twice));
-    x = add_low(add_low(x, y, w.value), quotient, f.minus);
-    y = sub(double_x, x);
-}
-
-template <unsigned S, Room R>
-[[gnu::always_inline]] inline void forward_stages(const Field& f, V* x, const Factors* w) {
-    const V twice = add(f.q, f.q);
-    if constexpr (R == Room::usual) x[0] = f.reduce(x[0]);
-    if constexpr (R == Room::tight)
-        for (std::size_t i = 0; i < kRows<S> / 2; ++i) x[i] = f.reduce(x[i]);
-    constexpr std::size_t n = kRows<S>;  // stage by stage: loops of known length, whose values stay in registers
-    for (std::size_t i = 0; i < n / 2; ++i) butterfly<R>(f, twice, x[i], x[i + n / 2], w[0]);
-    for (std::size_t i = 0; i < n / 4; ++i) butterfly<R>(f, twice, x[i], x[i + n / 4], w[1]);
-    for (std::size_t i = n / 2; i < 3 * n / 4; ++i) butterfly<R>(f, twice, x[i], x[i + n / 4], w[2]);
-    if constexpr (S == 3)
-        for (std::size_t i = 0; i < 4; ++i) butterfly<R>(f, twice, x[2 * i], x[2 * i + 1], w[3 + i]);
-}
-
-// Differences of an inverse transform have `offset` added, then are multiplied.
-//   roomy: what enters is in 8, its sums are in 64 after three stages; sums of products are in 8. The first row is reduced at the end.
-//     offset = 32q: no value that is taken away is larger, and 32 + 32 < 68.
-//   else: what enters is in 4; sums of the first stage are in 8 and reduced to 2, those of the second in 4, of the third in 8; two rows, the sums of four
-//     products in the second, are reduced at the end. offset = 4q, and 8q < 2^52. With two stages nothing passes 4 in the second.
-[[gnu::always_inline]] inline void inverse_butterfly(const Field& f, V offset, V& x, V& y, const Factors& w) {
-    const V difference = sub(add(x, offset), y);
-    x = add(x, y);
-    y = f.times(difference, w);
-}
-
-// All stages but the last.
-template <unsigned S, bool kRoomy>
-[[gnu::always_inline]] inline void inverse_first_stages(const Field& f, V offset, V* x, const Factors* w) {
-    constexpr std::size_t n = kRows<S>;
-    for (std::size_t i = 0; i < n / 2; ++i) {
-        inverse_butterfly(f, offset, x[2 * i], x[2 * i + 1], w[n / 2 - 1 + i]);
-        if constexpr (!kRoomy) x[2 * i] = f.reduce(x[2 * i]);
-    }
-    if constexpr (S == 3) {
-        for (std::size_t i = 0; i < 2; ++i) inverse_butterfly(f, offset, x[i], x[i + 2], w[1]);
-        for (std::size_t i = 4; i < 6; ++i) inverse_butterfly(f, offset, x[i], x[i + 2], w[2]);
-    }
-}
-
-template <unsigned S, bool kRoomy>
-[[gnu::always_inline]] inline void inverse_stages(const Field& f, V offset, V* x, const Factors* w) {
-    inverse_first_stages<S, kRoomy>(f, offset, x, w);
-    for (std::size_t i = 0; i < kRows<S> / 2; ++i) inverse_butterfly(f, offset, x[i], x[i + kRows<S> / 2], w[0]);
-    if constexpr (kRoomy || S == 3) x[0] = f.reduce(x[0]);
-    if constexpr (!kRoomy && S == 3) x[1] = f.reduce(x[1]);
-}
-
-// Eight vectors as rows of a matrix: its transpose.
-[[gnu::always_inline]] inline void transpose(V* x) {
-    V pairs[8];  // columns c, c+2, c+4, c+6 of two rows
-    for (std::size_t i = 0; i < 8; i += 2)
-        pairs[i] = _mm512_unpacklo_epi64(x[i], x[i + 1]), pairs[i + 1] = _mm512_unpackhi_epi64(x[i], x[i + 1]);
-    for (std::size_t c = 0; c < 2; ++c) {
-        const V a = _mm512_shuffle_i64x2(pairs[c], pairs[2 + c], 0x88), b = _mm512_shuffle_i64x2(pairs[4 + c], pairs[6 + c], 0x88);
-        const V d = _mm512_shuffle_i64x2(pairs[c], pairs[2 + c], 0xDD), e = _mm512_shuffle_i64x2(pairs[4 + c], pairs[6 + c], 0xDD);
-        x[c] = _mm512_shuffle_i64x2(a, b, 0x88), x[c + 4] = _mm512_shuffle_i64x2(a, b, 0xDD);
-        x[c + 2] = _mm512_shuffle_i64x2(d, e, 0x88), x[c + 6] = _mm512_shuffle_i64x2(d, e, 0xDD);
-    }
-}
-
-// The factors of three stages, 1 + 2 + 4 of them: of one block, or of a block a lane.
-struct StageFactors {
-    const Factors w[7];
-    [[gnu::always_inline]] StageFactors(const WholeFactor* r, std::size_t b)
-        : w{Factors(r[b]),         Factors(r[2 * b]),     Factors(r[2 * b + 1]), Factors(r[4 * b]),
-            Factors(r[4 * b + 1]), Factors(r[4 * b + 2]), Factors(r[4 * b + 3])} {}
-    [[gnu::always_inline]] explicit StageFactors(const u64* p)
-        : w{Factors(p),         Factors(p + 2 * W),  Factors(p + 4 * W), Factors(p + 6 * W),
-            Factors(p + 8 * W), Factors(p + 10 * W), Factors(p + 12 * W)} {}
-};
-
+constexpr unsigned kLogCached = 11;  // a block of 16 KiB: its passes run one after the other
 constexpr unsigned kLogLast = 6;  // stages in registers
 constexpr std::size_t kLastPoints = std::size_t(1) << kLogLast;
 
@@ -131,52 +34,87 @@ public:
     void run(const Load& load) const {
         const Field f(p_);
         const V start = all(R == Room::roomy ? 2 * p_.log_degree * f.prime : 0);
-        const std::size_t n = std::size_t(1) << p_.log_degree;
-        pass<3>(f, 1, n, 0, [&](std::size_t k) { return k < n / 2 ? add(load(k), start) : load(k); }, downwards(load.address(), a_));
-        for (std::size_t i = 0; i < 8; ++i) block(i * n / 8, p_.log_degree - 3, 8 + i);
+        const unsigned log = p_.log_degree, stages = stages_of(log);
+        const std::size_t n = std::size_t(1) << log;
+        const auto raised = [&](std::size_t k) { return k < n / 2 ? add(load(k), start) : load(k); };
+        pass<true>(f, stages, 1, log, 0, raised, downwards(load.address(), a_));
+        for (std::size_t i = 0; i < std::size_t(1) << stages; ++i) blocks(i << (log - stages), log - stages, (std::size_t(1) << stages) + i, 1);
     }
 
 private:
-    template <unsigned S, class Load>
-    [[gnu::always_inline]] void pass(const Field& f, std::size_t index, std::size_t size, std::size_t start, const Load& load,
+    template <bool kFirst, class Load>
+    [[gnu::always_inline]] void pass(const Field& f, unsigned stages, std::size_t index, unsigned log, std::size_t start, const Load& load,
                                      bool down = false) const {
+        if (stages == 3)
+            pass_of<3, kFirst>(f, index, log, start, load, down);
+        else
+            pass_of<2, kFirst>(f, index, log, start, load, down);
+    }
+
+    template <unsigned S, bool kFirst, class Load>
+    [[gnu::always_inline]] void pass_of(const Field& f, std::size_t index, unsigned log, std::size_t start, const Load& load, bool down) const {
         const StageFactors factors(p_.whole_roots, index);
-        const std::size_t distance = size / kRows<S>;
+        u64* const a = a_;
+        const std::size_t distance = std::size_t(1) << (log - S);
         for (std::size_t step = 0; step < distance; step += W) {
             const std::size_t k = start + (down ? distance - W - step : step);
             V x[kRows<S>];
             for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(k + i * distance);
-            forward_stages<S, R>(f, x, factors.w);
-            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a_ + k + i * distance, x[i]);
+            forward_stages<S, R, kFirst>(f, x, factors.w);
+            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, kFirst ? turn(x[i]) : x[i]);
         }
     }
 
-    // 2^log points at `start`, under the factors of number `index` of their stage.
-    void block(std::size_t start, unsigned log, std::size_t index) const {
+    // `count` times 2^log points from `start`, under the factors from number `index` of their stage.
+    void blocks(std::size_t start, unsigned log, std::size_t index, std::size_t count) const {
+        if (log == kLogLast) return last(start, index, count);
         const Field f(p_);  // local here and below: no store can change it, as the compiler sees
-        const Store store = store_;
-        if (log == kLogLast) return last(f, store, start, index);
         const auto load_back = [a = a_](std::size_t k) { return kernels::load(a + k); };
-        const unsigned stages = stages_of(log);
-        if (stages == 3)
-            pass<3>(f, index, std::size_t(1) << log, start, load_back);
-        else
-            pass<2>(f, index, std::size_t(1) << log, start, load_back);
-        for (std::size_t i = 0; i < std::size_t(1) << stages; ++i)
-            if (log - stages == kLogLast)
-                last(f, store, start + i * kLastPoints, (index << stages) + i);
-            else
-                block(start + (i << (log - stages)), log - stages, (index << stages) + i);
+        const unsigned stages = stages_of(log), rest = log - stages;
+        for (std::size_t i = 0; i < count; ++i) pass<false>(f, stages, index + i, log, start + (i << log), load_back);
+        if (log <= kLogCached) return blocks(start, rest, index << stages, count << stages);
+        for (std::size_t i = 0; i < count << stages; ++i) blocks(start + (i << rest), rest, (index << stages) + i, 1);
     }
 
-    [[gnu::always_inline]] void last(const Field& f, const Store& store, std::size_t start, std::size_t index) const {
-        V x[8];
-        for (std::size_t i = 0; i < 8; ++i) x[i] = load(a_ + start + i * W);
-        forward_stages<3, R>(f, x, StageFactors(p_.whole_roots, index).w);
-        transpose(x);
-        forward_stages<3, R>(f, x, StageFactors(p_.whole_tail + start / 8 * 14).w);
-        transpose(x);
+    // The last six stages of `count` times 64 points. The last three of one 64 run beside the first three of the next: alone they would wait for each
+    // other, and for the exchanges.
+    [[gnu::noinline]] void last(std::size_t start, std::size_t index, std::size_t count) const {
+        const Field f(p_);
+        const Store store = store_;
+        const u64 *const a = a_, *tail = p_.whole_tail + start / 16 * kTail;
+        const WholeFactor* const roots = p_.whole_roots;
+        V x[8], next[8];
+        for (std::size_t i = 0; i < 8; ++i) x[i] = load(a + start + i * W);
+        forward_stages<3, R, false>(f, x, StageFactors(roots, index).w);
+        for (std::size_t left = count; left > 1; --left, start += kLastPoints, tail += 4 * kTail) {
+            const StageFactors factors(roots, ++index);
+            exchange_lowest(x);
+            for (std::size_t i = 0; i < 8; ++i) next[i] = load(a + start + kLastPoints + i * W);
+            enter<3, R>(f, next);
+            forward_stage<3, 0, R>(f, next, factors.w);
+            finish_stage<0>(f, x, tail);
+            forward_stage<3, 1, R>(f, next, factors.w);
+            finish_stage<1>(f, x, tail);
+            forward_stage<3, 2, R>(f, next, factors.w);
+            finish_stage<2>(f, x, tail);
+            for (std::size_t i = 0; i < 8; ++i) store(start + i * W, R == Room::tight ? f.reduce(x[i]) : x[i]);
+            std::copy_n(next, 8, x);
+        }
+        exchange_lowest(x);
+        finish_stage<0>(f, x, tail);
+        finish_stage<1>(f, x, tail);
+        finish_stage<2>(f, x, tail);
         for (std::size_t i = 0; i < 8; ++i) store(start + i * W, R == Room::tight ? f.reduce(x[i]) : x[i]);
+    }
+
+    template <unsigned T>
+    [[gnu::always_inline]] static void finish_stage(const Field& f, V* x, const u64* tail) {
+        if constexpr (T == 0 && R == Room::tight)
+            for (std::size_t i = 0; i < 8; i += 2) x[i] = f.reduce(x[i]);
+        forward_tail<T, R>(f, x, tail);
+        if constexpr (T == 0) exchange_highest(x);
+        if constexpr (T == 1) exchange_middle(x);
+        if constexpr (T == 2) exchange_lowest(x);
     }
 
     const VectorPrime& p_;
@@ -195,66 +133,113 @@ void transform(const VectorPrime& p, const Load& load, u64* a, const Store& stor
 }
 
 // From x in [0, q). The last pass multiplies by scale[0], its upper half by scale[1]: store(k, v), v in 2.
-template <bool kRoomy, class Store>
+template <Room R, class Store>
 class Inverse {
 public:
     Inverse(const VectorPrime& p, const u64* x, u64* a) : p_(p), x_(x), a_(a) {}
 
     void run(const WholeFactor* scale, const Store& store) const {
         const Field f(p_);
+        const u64* const a = a_;
         const std::size_t n = std::size_t(1) << p_.log_degree, distance = n / 8;
-        for (std::size_t i = 0; i < 8; ++i) block(i * distance, p_.log_degree - 3, 8 + i);
+        for (std::size_t i = 0; i < 8; ++i) blocks(i * distance, p_.log_degree - 3, 8 + i, 1);
         const Factors low(scale[0]), high(scale[1]);
         const StageFactors factors(p_.whole_inverse_roots, 1);
         const V offset = this->offset(f);
         for (std::size_t k = 0; k < distance; k += W) {
             V x[8];
-            for (std::size_t i = 0; i < 8; ++i) x[i] = load(a_ + k + i * distance);
-            inverse_first_stages<3, kRoomy>(f, offset, x, factors.w);
+            for (std::size_t i = 0; i < 8; ++i) x[i] = load(a + k + i * distance);
+            inverse_first_of_three<R>(f, offset, x, factors.w);
+            inverse_second_of_three<R>(f, offset, x, factors.w);
             for (std::size_t i = 0; i < 4; ++i) {
-                store(k + i * distance, f.times(add(x[i], x[i + 4]), low));
-                store(k + (i + 4) * distance, f.times(sub(add(x[i], offset), x[i + 4]), high));
+                store(k + i * distance, turn_back(f.times(add(x[i], x[i + 4]), low)));
+                store(k + (i + 4) * distance, turn_back(f.times(sub(add(x[i], offset), x[i + 4]), high)));
             }
         }
     }
 
 private:
-    static V offset(const Field& f) { return all((kRoomy ? 32 : 4) * f.prime); }
+    static V offset(const Field& f) { return all(offset_of(R) * f.prime); }
+
+    template <Room T>
+    [[gnu::always_inline]] static void three(const Field& f, V offset, V* x, const Factors* w) {
+        inverse_first_of_three<T>(f, offset, x, w);
+        inverse_second_of_three<T>(f, offset, x, w);
+        inverse_third_of_three<T>(f, offset, x, w);
+    }
 
     template <unsigned S>
-    [[gnu::always_inline]] void pass(const Field& f, std::size_t index, std::size_t size, std::size_t start) const {
+    [[gnu::always_inline]] void pass(const Field& f, std::size_t index, unsigned log, std::size_t start) const {
         const StageFactors factors(p_.whole_inverse_roots, index);
         const V offset = this->offset(f);
-        const std::size_t distance = size / kRows<S>;
+        u64* const a = a_;
+        const std::size_t distance = std::size_t(1) << (log - S);
         for (std::size_t k = start; k < start + distance; k += W) {
             V x[kRows<S>];
-            for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(a_ + k + i * distance);
-            inverse_stages<S, kRoomy>(f, offset, x, factors.w);
-            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a_ + k + i * distance, x[i]);
+            for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(a + k + i * distance);
+            if constexpr (S == 3)
+                three<R>(f, offset, x, factors.w);
+            else
+                inverse_two<R>(f, offset, x, factors.w);
+            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, x[i]);
         }
     }
 
-    void block(std::size_t start, unsigned log, std::size_t index) const {
+    void blocks(std::size_t start, unsigned log, std::size_t index, std::size_t count) const {
+        if (log == kLogLast) return first(start, index, count);
         const Field f(p_);
-        const unsigned stages = log == kLogLast ? 0 : stages_of(log);
-        for (std::size_t i = 0; i < std::size_t(1) << stages; ++i)
-            if (log - stages == kLogLast)
-                first(f, start + i * kLastPoints, (index << stages) + i);
+        const unsigned stages = stages_of(log), rest = log - stages;
+        if (log <= kLogCached)
+            blocks(start, rest, index << stages, count << stages);
+        else
+            for (std::size_t i = 0; i < count << stages; ++i) blocks(start + (i << rest), rest, (index << stages) + i, 1);
+        for (std::size_t i = 0; i < count; ++i) {
+            if (stages == 3)
+                pass<3>(f, index + i, log, start + (i << log));
             else
-                block(start + (i << (log - stages)), log - stages, (index << stages) + i);
-        if (stages == 3) pass<3>(f, index, std::size_t(1) << log, start);
-        if (stages == 2) pass<2>(f, index, std::size_t(1) << log, start);
+                pass<2>(f, index + i, log, start + (i << log));
+        }
     }
 
-    [[gnu::always_inline]] void first(const Field& f, std::size_t start, std::size_t index) const {
+    // The first six stages of `count` times 64 points. The first three lead from 1 to 8 (tight: 4), and run beside the last three of the 64 before.
+    [[gnu::noinline]] void first(std::size_t start, std::size_t index, std::size_t count) const {
+        constexpr Room kSecond = R == Room::roomy ? R : Room::tight;
+        const Field f(p_);
         const V offset = this->offset(f);
-        V x[8];
-        for (std::size_t i = 0; i < 8; ++i) x[i] = load(x_ + start + i * W);
-        transpose(x);
-        inverse_stages<3, kRoomy>(f, offset, x, StageFactors(p_.whole_inverse_tail + start / 8 * 14).w);
-        transpose(x);
-        inverse_stages<3, kRoomy>(f, offset, x, StageFactors(p_.whole_inverse_roots, index).w);
-        for (std::size_t i = 0; i < 8; ++i) kernels::store(a_ + start + i * W, x[i]);
+        const u64 *const from = x_, *tail = p_.whole_inverse_tail + start / 16 * kTail;
+        const WholeFactor* const roots = p_.whole_inverse_roots;
+        u64* const a = a_;
+        V x[8], next[8];
+        for (std::size_t i = 0; i < 8; ++i) x[i] = load(from + start + i * W);
+        begin_stage<2>(f, offset, x, tail);
+        begin_stage<1>(f, offset, x, tail);
+        begin_stage<0>(f, offset, x, tail);
+        for (std::size_t left = count; left > 1; --left, start += kLastPoints) {
+            const StageFactors factors(roots, index++);
+            tail += 4 * kTail;
+            for (std::size_t i = 0; i < 8; ++i) next[i] = load(from + start + kLastPoints + i * W);
+            begin_stage<2>(f, offset, next, tail);
+            inverse_first_of_three<kSecond>(f, offset, x, factors.w);
+            begin_stage<1>(f, offset, next, tail);
+            inverse_second_of_three<kSecond>(f, offset, x, factors.w);
+            begin_stage<0>(f, offset, next, tail);
+            inverse_third_of_three<kSecond>(f, offset, x, factors.w);
+            for (std::size_t i = 0; i < 8; ++i) kernels::store(a + start + i * W, x[i]);
+            std::copy_n(next, 8, x);
+        }
+        three<kSecond>(f, offset, x, StageFactors(roots, index).w);
+        for (std::size_t i = 0; i < 8; ++i) kernels::store(a + start + i * W, x[i]);
+    }
+
+    template <unsigned T>
+    [[gnu::always_inline]] static void begin_stage(const Field& f, V offset, V* x, const u64* tail) {
+        if constexpr (T == 2) exchange_lowest(x);
+        if constexpr (T == 1) exchange_middle(x);
+        if constexpr (T == 0) exchange_highest(x);
+        inverse_tail<T>(f, offset, x, tail);
+        if constexpr (T == 1 && R == Room::tight)
+            for (std::size_t i = 0; i < 8; i += 2) x[i] = f.reduce(x[i]);
+        if constexpr (T == 0) exchange_lowest(x);
     }
 
     const VectorPrime& p_;
@@ -266,10 +251,11 @@ template <class Store>
 void transform_back(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* a, const Store& store) {
     const Field f(p);
     const WholeFactor factors[2] = {f.factor(scale[0].value), f.factor(scale[1].value)};
-    if (room(f.prime) == Room::roomy)
-        Inverse<true, Store>(p, x, a).run(factors, store);
-    else
-        Inverse<false, Store>(p, x, a).run(factors, store);
+    switch (room(f.prime)) {
+        case Room::roomy: return Inverse<Room::roomy, Store>(p, x, a).run(factors, store);
+        case Room::usual: return Inverse<Room::usual, Store>(p, x, a).run(factors, store);
+        case Room::tight: return Inverse<Room::tight, Store>(p, x, a).run(factors, store);
+    }
 }
 
 }  // namespace

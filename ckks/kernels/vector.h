@@ -40,7 +40,7 @@ struct VectorPrime {
     const double *tail, *inverse_tail;          // the last four stages: per 16 points 3 x 4 factors
     VectorFactor scale[2];                      // N^-1 and N^-1 times the last stage's factor
 
-    // In place of the roots and tails above, for kernels on integers: i < N/8, and the last three stages, per 64 points 7 x 8 values, each 8
+    // In place of the roots and tails above, for kernels on integers: i < N/8, and the last three stages, per 16 points 2, 4 and 8 values, each time
     // followed by their quotients.
     const WholeFactor *whole_roots, *whole_inverse_roots;
     const u64 *whole_tail, *whole_inverse_tail;

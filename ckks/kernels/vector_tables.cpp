@@ -69,20 +69,18 @@ void VectorTables::fill_doubles(const std::vector<u64>& powers, std::size_t lane
 }
 
 void VectorTables::fill_whole(const std::vector<u64>& powers, Buffer<WholeFactor>& roots, Buffer<u64>& tail) const {
-    constexpr std::size_t lanes = 8;
-    const std::size_t eighth = powers.size() / 8;
+    const std::size_t n = powers.size();
     const auto factor = [&](u64 w) { return WholeFactor{w, static_cast<u64>((u128(w) << 52) / modulus_.q)}; };
-    roots = make_buffer<WholeFactor>(eighth);
-    tail = make_buffer<u64>(14 * eighth);
-    for (std::size_t i = 0; i < eighth; ++i) {  // eight points each: one factor of their last stage but two, two of the next, four of the last
-        roots[i] = factor(powers[i]);
-        const std::size_t group = eighth + i;
-        u64* const out = tail.get() + i / lanes * 14 * lanes + i % lanes;
-        for (std::size_t stage = 0, at = 0; stage < 3; ++stage) {
-            for (std::size_t k = 0; k < (std::size_t(1) << stage); ++k, ++at) {
-                const WholeFactor w = factor(powers[(group << stage) + k]);
-                out[2 * at * lanes] = w.value;
-                out[(2 * at + 1) * lanes] = w.quotient;
+    roots = make_buffer<WholeFactor>(n / 8);
+    for (std::size_t i = 0; i < n / 8; ++i) roots[i] = factor(powers[i]);
+    tail = make_buffer<u64>(14 * n / 8);
+    u64* out = tail.get();
+    for (std::size_t block = n / 16; block < n / 8; ++block) {  // sixteen points: their stages have 2, 4 and 8 factors
+        constexpr unsigned orders[3][8] = {{0, 1}, {0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}};  // of lanes; see ifma_ntt.h
+        for (unsigned stage = 0, count = 2; stage < 3; ++stage, out += 2 * count, count *= 2) {
+            for (unsigned lane = 0; lane < count; ++lane) {
+                const WholeFactor w = factor(powers[block * count + orders[stage][lane]]);
+                out[lane] = w.value, out[count + lane] = w.quotient;
             }
         }
     }
