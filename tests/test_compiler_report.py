@@ -121,8 +121,9 @@ def test_command_line_budgets(
     report = load_model(tmp_path / "m.hem").report
     assert report["activations"]["fits"][0]["degree"] == 8
     assert [b["met"] for b in report["budgets"]] == [True]
+    # two measurements of the same run: apart by what happens between steps, which is little unless something else has the processor
     assert report["measured_seconds"] == pytest.approx(
-        sum(s["measured_seconds"] for s in report["steps"]), rel=0.01
+        sum(s["measured_seconds"] for s in report["steps"]), rel=0.5
     )
     assert json.loads(result.stdout)["report"]["validation"]["rows"] == 60
     for option, limit, name in (
