@@ -34,8 +34,11 @@ from compiler.graph import (
 
 Flags = npt.NDArray[np.bool_]
 
-MARGIN = 0.15  # added to the calibrated range on each side, in half widths
-MAX_ROWS = 256
+MARGIN = 0.15  # added to the calibrated range on each side, in half widths, at least; see `interval`
+UPPER_SHARE = 1 / 4  # of the rows, whose extremes show how fast rare ones grow
+RARE = 1000  # one row in so many may lie beyond an end of an interval, if extremes go on as they began
+MIN_ROWS = 32  # fewer say too little of what others may bring
+SEARCH_ROWS = 256  # choose the degrees; all rows then choose intervals and coefficients
 MAX_DEGREE = 31
 MAX_LOOSENED = 12  # layers; with more, one tolerance serves all
 TOLERANCES = (
@@ -65,13 +68,14 @@ class Override:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One fit, for the report. seen: the calibrated range; low, high: the interval."""
+    """One fit, for the report. seen: the calibrated range; low, high: the interval; given: by an override, not by the rows."""
 
     layer: str
     operators: tuple[str, ...]
     seen: tuple[float, float]
     low: float
     high: float
+    given: bool
     polynomial: Polynomial
     weights: Array
     function: Callable[[Array], Array]
@@ -80,17 +84,29 @@ class Fit:
 @dataclass(frozen=True, eq=False)
 class Approximation:
     """The graph without Nonlinear nodes. error: of the worst output, the rms of its error on the calibration rows over its
-    standard deviation."""
+    standard deviation. rows: real ones that the intervals come from."""
 
     graph: Graph
     fits: tuple[Fit, ...]
     error: float
     budget: float
+    rows: int
 
     @property
     def levels(self) -> int:
         """Of all fits together."""
         return sum(f.polynomial.depth for f in self.fits)
+
+    @property
+    def outside_bound(self) -> float | None:
+        """A bound on the chance that an input brings a value outside an interval; None where no rows give intervals.
+
+        Whatever the distribution, the next of n + 1 rows drawn alike exceeds the extremes of the others on either side with
+        probability at most 2 / (n + 1) (order statistics: David and Nagaraja 2003, section 2.1), for each layer; the intervals'
+        margins are not counted.
+        """
+        layers = sum(not f.given for f in self.fits)
+        return min(2 * layers / (self.rows + 1), 1.0) if layers and self.rows else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +143,12 @@ def approximate(
     rows: Array,
     *,
     calibrated: bool,
+    own_rows: bool = False,
     overrides: Mapping[str, Override] | None = None,
     budget: float = DEFAULT_ERROR,
 ) -> Approximation:
-    """Replace every activation function. rows: float64 [rows][elements], real inputs where `calibrated`.
+    """Replace every activation function. rows: float64 [rows][elements], real inputs where `calibrated`, at least MIN_ROWS of them
+    unless they are the only inputs there will be (own_rows).
 
     overrides: by layer or by operator, in any case. budget: the largest relative rms error of the outputs on the rows; where no fit
     meets it, the best one is taken. Raises ModelError.
@@ -140,40 +158,58 @@ def approximate(
     fixed = {name.lower(): o for name, o in (overrides or {}).items()}
     _check_overrides(curves, graph, targets, fixed)
     if not targets:
-        return Approximation(graph, (), 0.0, budget)
-    if not calibrated:
-        for i in targets:
-            if _override(graph, curves, i, fixed).bound is None:
-                raise ModelError(
-                    f"node {curves[i].layer!r} ({', '.join(curves[i].operators)}): its polynomial needs the range of its inputs; "
-                    "give typical inputs with --calibrate X.npz, or train with a polynomial activation"
-                )
-    rows = rows[:MAX_ROWS]
-    exact = forward(graph, rows)
+        return Approximation(graph, (), 0.0, budget, 0)
+    for i in targets:
+        if _override(graph, curves, i, fixed).bound is None:
+            _check_rows(curves[i], len(rows) if calibrated else 0, own_rows)
 
-    def attempt(tolerances: list[float]) -> Approximation:
+    def attempt(tolerances: list[float], rows: Array, exact: Array) -> Approximation:
         fitted, fits, output = _fit_all(graph, curves, targets, rows, fixed, tolerances)
-        return Approximation(fitted, fits, _relative_error(graph, output, exact), budget)
+        error = _relative_error(graph, output, exact)
+        return Approximation(fitted, fits, error, budget, len(rows) if calibrated else 0)
 
-    best = attempt([TOLERANCES[0]] * len(targets))
+    few = rows[:SEARCH_ROWS]
+    exact = forward(graph, few)
+    tolerances = _tolerances(lambda t: attempt(t, few, exact), len(targets), budget)
+    return attempt(tolerances, rows, forward(graph, rows))
+
+
+def _check_rows(curve: _Curve, rows: int, own_rows: bool) -> None:
+    """Refuse an interval from too few rows: beyond its interval a polynomial goes anywhere, and nobody sees it."""
+    if rows >= (1 if own_rows else MIN_ROWS):
+        return
+    given = (
+        ""
+        if not rows
+        else f"; {rows} calibration rows are too few for it, {MIN_ROWS} the least and some hundreds good"
+    )
+    raise ModelError(
+        f"node {curve.layer!r} ({', '.join(curve.operators)}): its polynomial needs the range of its inputs{given}; give typical inputs "
+        "with --calibrate X.npz, fix the range with --activation, or train with a polynomial activation"
+    )
+
+
+def _tolerances(attempt: Callable[[list[float]], Approximation], layers: int, budget: float) -> list[float]:
+    """The loosest tolerance of every layer's fit that keeps the budget; the best there is where none does."""
+    best = attempt([TOLERANCES[0]] * layers)
     looser = tight = TOLERANCES[0]
     for previous, tolerance in pairwise(TOLERANCES):
-        if best.error <= budget or best.levels == MAX_DEPTH * len(targets):
+        if best.error <= budget or best.levels == MAX_DEPTH * layers:
             break
-        tried = attempt([tolerance] * len(targets))
+        tried = attempt([tolerance] * layers)
         if tried.error < best.error:
             best, tight, looser = tried, tolerance, previous
-    if best.error > budget or tight == TOLERANCES[0]:
-        return best
-    tolerances = [tight] * len(targets)  # for some layers the looser tolerance before it may do
-    for k in range(len(targets) if len(targets) <= MAX_LOOSENED else 0):
+    tolerances = [tight] * layers
+    if best.error > budget or tight == TOLERANCES[0] or layers > MAX_LOOSENED:
+        return tolerances
+    for k in range(layers):  # for some layers the looser tolerance before it may do
         kept, tolerances[k] = tolerances[k], looser
         tried = attempt(tolerances)
         if tried.error <= budget and tried.levels < best.levels:
             best = tried
         else:
             tolerances[k] = kept
-    return best
+    return tolerances
 
 
 def _relative_error(graph: Graph, outputs: Array, exact: Array) -> float:
@@ -380,13 +416,33 @@ def _evaluate(coefficients: Array, t: Array) -> Array:
     return result
 
 
+def interval(values: Array) -> tuple[float, float]:
+    """The interval for a fit, from calibrated values [rows][elements]: their range, widened on each side.
+
+    By MARGIN of half the range, and at least so far that an extreme lies beyond an end in one row of RARE, if the extremes of rows go on
+    beyond those seen as exponentially as the upper UPPER_SHARE of them does (peaks over a threshold: Pickands 1975, "Statistical
+    inference using extreme order statistics"). With few rows that is far, with RARE rows nothing.
+    """
+    low, high = values.min(axis=1), values.max(axis=1)
+    lowest, highest = float(low.min()), float(high.max())
+    margin = max(MARGIN * (highest - lowest) / 2, 1e-6 * max(abs(lowest), abs(highest), 1e-6))
+    return lowest - max(margin, _overshoot(-low)), highest + max(margin, _overshoot(high))
+
+
+def _overshoot(extremes: Array) -> float:
+    """How far above the largest of `extremes` [rows] the one in RARE rows is to be expected."""
+    count = len(extremes)
+    if count >= RARE:
+        return 0.0
+    ordered = np.sort(extremes)
+    upper = max(1, round(count * UPPER_SHARE))
+    excess = float(ordered[-upper:].mean() - ordered[max(count - upper - 1, 0)])
+    return excess * math.log(RARE / count)
+
+
 def _fit(curve: _Curve, values: Array, override: Override, tolerance: float) -> Fit:
     seen = float(values.min()), float(values.max())
-    if override.bound is not None:
-        low, high = -override.bound, override.bound
-    else:
-        margin = max(MARGIN * (seen[1] - seen[0]) / 2, 1e-6 * max(abs(seen[0]), abs(seen[1]), 1e-6))
-        low, high = seen[0] - margin, seen[1] + margin
+    low, high = interval(values) if override.bound is None else (-override.bound, override.bound)
     weights = density(values, low, high)
     with np.errstate(all="ignore"):
         target = curve.function(((low + high) / 2 + (high - low) / 2 * grid())[:, None])
@@ -410,4 +466,5 @@ def _fit(curve: _Curve, values: Array, override: Override, tolerance: float) -> 
             f"node {curve.layer!r} ({', '.join(curve.operators)}): no polynomial of degree {1 << MAX_DEPTH} follows it on "
             f"{low:.4g}..{high:.4g}; scale its inputs down"
         )
-    return Fit(curve.layer, curve.operators, seen, low, high, found, weights, curve.function)
+    given = override.bound is not None
+    return Fit(curve.layer, curve.operators, seen, low, high, given, found, weights, curve.function)

@@ -33,7 +33,7 @@ class Builder:
                     f"input {x.name!r} has more than {MAX_ELEMENTS} elements; use a smaller picture"
                 )
             self.values[x.name] = len(self.nodes)
-            self.nodes.append(Source(x.name, x.shape, start, x.low, x.high))
+            self.nodes.append(Source(x.name, x.shape, start, x.low, x.high, x.declared))
             start += math.prod(x.shape)
 
     def constant(self, node: OnnxNode, inputs: Sequence[int | Constant | None]) -> Constant | None:

@@ -47,14 +47,18 @@ from compiler.parameters import (
 from compiler.precision import Ends, evaluate, predicted_error, promised_errors
 from compiler.prices import Prices
 from compiler.report import make_report
-from compiler.rows import Rows, flat_rows
+from compiler.rows import Rows, flat_rows, with_ranges
 from compiler.throughput import lower_stacks, stack
 from compiler.validation import labelled_rows, validate
 
 DEFAULT_PRECISION = 1e-3
 MIN_PRECISION = 2.0**-18  # four times what a float32 model computes to
 RANDOM_ROWS = 64
-MAX_CALIBRATION_ROWS = 512
+MAX_CALIBRATION_ROWS, MIN_CALIBRATION_ROWS = (
+    1024,
+    64,
+)  # that are used; of large networks fewer, by the next line
+MAX_CALIBRATION_VALUES = 1 << 26  # of the widest tensor, all rows together: 512 MB
 MAX_BATCH = 1 << (MAX_LOG_DEGREE - 1)
 OUTPUT_MARGIN = (
     3  # bits: inputs outside the calibration data may give larger values, which must not wrap around
@@ -99,6 +103,7 @@ def compile_model(
     onnx_path: Path,
     *,
     calibration: Rows | None = None,
+    own_rows: bool = False,
     precision: float = DEFAULT_PRECISION,
     maxpool: Literal["average"] | None = None,
     keys: Keys = "fast",
@@ -115,7 +120,8 @@ def compile_model(
     """Compile a trained ONNX model for encrypted inputs.
 
     calibration: rows as the model's input, [rows][*shape], or a mapping of such arrays by input name; None: uniform
-    random values in the declared range, which for pictures may be far from real ones and make the promise loose.
+    random values in the declared range, which for pictures may be far from real ones and make the promise loose. own_rows: they
+    are the very rows to be evaluated, so that few will do for the intervals of activations too.
     precision: the largest promised error of a logit, relative to the largest calibrated |logit| of its output.
     maxpool: replace max pooling, with the effect in the report.
     keys: "fast"; "small", few keys for up to 2.5 times the time; or the bytes that a client's keys may take, for the
@@ -149,10 +155,16 @@ def compile_model(
     with np.errstate(all="ignore"):  # overflow shows as infinite values, which every stage refuses
         graph = build_graph(model)
         rows = _calibration_rows(graph, calibration)
+        graph = graph if calibration is None else with_ranges(graph, rows)
         labelled = None if validation is None else labelled_rows(*validation, graph)
         say("approximating activations")
         approximation = approximate(
-            graph, rows, calibrated=calibration is not None, overrides=activations, budget=activation_error
+            graph,
+            rows,
+            calibrated=calibration is not None,
+            own_rows=own_rows,
+            overrides=activations,
+            budget=activation_error,
         )
         say("folding")
         program = condition(fold(approximation.graph), rows)
@@ -193,14 +205,18 @@ def compile_model(
     if labelled is not None:
         say("validating")
         with np.errstate(all="ignore"):
-            report["validation"] = validate(graph, approximation.graph, circuit, weights, p, ends, labelled)
+            report["validation"] = validate(
+                graph, approximation.graph, circuit, weights, p, ends, labelled, rows
+            )
     return CompiledModel(bundle, circuit, weights, report)
 
 
 def _calibration_rows(graph: Graph, calibration: Rows | None) -> Array:
     """Calibration rows flat, float64 [rows][elements]. Raises ModelError for rows that are not inputs of the model."""
     if calibration is not None:
-        return flat_rows(graph, calibration, "calibration", MAX_CALIBRATION_ROWS)
+        widest = max(math.prod(node.shape) for node in graph.nodes)
+        most = min(max(MAX_CALIBRATION_VALUES // widest, MIN_CALIBRATION_ROWS), MAX_CALIBRATION_ROWS)
+        return flat_rows(graph, calibration, "calibration", most)
     draw = np.random.default_rng(0)
     return np.concatenate(
         [draw.uniform(s.low, s.high, (RANDOM_ROWS, math.prod(s.shape))) for s in graph.sources], axis=1

@@ -21,13 +21,14 @@ MAX_NONZEROS = 1 << 24  # of any one matrix: 200 MB
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An input. start: where it begins in a flat row of all inputs. low, high: its declared range."""
+    """An input. start: where it begins in a flat row of all inputs. low, high: its range; declared: by the file."""
 
     name: str
     shape: Shape
     start: int
     low: float
     high: float
+    declared: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,12 +57,13 @@ class OnnxNode:
 
 @dataclass(frozen=True, eq=False)
 class OnnxInput:
-    """shape: with the batch axis, which is 1. low, high: the declared range."""
+    """shape: with the batch axis, which is 1. low, high: the range, 0 and 1 where the file declares none."""
 
     name: str
     shape: Shape
     low: float
     high: float
+    declared: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,8 @@ def load_onnx(path: Path) -> OnnxModel:
     properties = {p.key: p.value for p in proto.metadata_props}
     ranges = _declared(properties, "input_range", list(shapes))
     inputs = tuple(
-        OnnxInput(name, shape, *_range(ranges.get(name, [0.0, 1.0]))) for name, shape in shapes.items()
+        OnnxInput(name, shape, *_range(ranges.get(name, [0.0, 1.0])), name in ranges)
+        for name, shape in shapes.items()
     )
     names = [tail.name for tail in tails]
     labels, posts = _declared(properties, "labels", names), _declared(properties, "post", names)

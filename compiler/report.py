@@ -85,15 +85,20 @@ def make_report(
     }
 
 
+MAX_OUTSIDE = 0.05  # without a word of the operator
+
+
 @dataclass(frozen=True)
 class Budgets:
     """What a deployment may cost at most; None: no limit. accuracy_drop: lost to polynomials on the validation rows, as a share.
 
-    latency: seconds of one evaluation, measured if it was, else predicted. key_bytes: uploaded by a client. memory: bytes on the
-    server with one client's keys.
+    outside: share of inputs that may bring a value outside an activation's interval, where its polynomial goes anywhere, by a bound:
+    from validation rows if there were any, else from the number of calibration rows. latency: seconds of one evaluation, measured if
+    it was, else predicted. key_bytes: uploaded by a client. memory: bytes on the server with one client's keys.
     """
 
     accuracy_drop: float | None = None
+    outside: float = MAX_OUTSIDE
     latency: float | None = None
     key_bytes: int | None = None
     memory: int | None = None
@@ -106,6 +111,16 @@ def add_budgets(report: dict[str, Any], budgets: Budgets) -> None:
         found = report["validation"]
         drop = found["accuracy"] - found["polynomial"]["accuracy"]
         rows.append(("accuracy drop", "share", budgets.accuracy_drop, drop))
+    measured = report.get("validation", {}).get("outside", {}).get("bound")
+    bound = report["activations"]["outside_bound"]
+    if report["activations"]["fits"] and (measured, bound) != (None, None):
+        kind = (
+            f"from {report['activations']['rows']} calibration rows"
+            if measured is None
+            else "from validation rows"
+        )
+        value = bound if measured is None else measured
+        rows.append((f"inputs outside a fitted interval, bound {kind}", "share", budgets.outside, value))
     if budgets.latency is not None:
         kind = "measured" if "measured_seconds" in report else "predicted"
         seconds = report[f"{kind}_seconds"]
@@ -220,7 +235,13 @@ def _activations(approximation: Approximation) -> dict[str, Any]:
                 "polynomial": fitted.tolist(),
             }
         )
-    return {"output_error": approximation.error, "budget": approximation.budget, "fits": rows}
+    return {
+        "output_error": approximation.error,
+        "budget": approximation.budget,
+        "rows": approximation.rows,
+        "outside_bound": approximation.outside_bound,
+        "fits": rows,
+    }
 
 
 def _inner_bytes(circuit: Circuit, parameters: Parameters) -> int:

@@ -110,14 +110,22 @@ def _validation(bundle: Bundle, report: dict[str, Any]) -> str:
         ],
     ]  # fmt: skip
     headers = ["", "rows", "accuracy", "same class as the line above", "largest change of a logit"]
-    outside = found["rows_outside_fitted_ranges"]
     note = (
-        f"{outside} of {found['rows']} rows bring a value outside a fitted interval; give more calibration rows if that is many."
+        _outside(found["outside"])
         if report["activations"]["fits"]
         else "All activations of this network are polynomials already: nothing was approximated."
     )
     return f'<h2>Accuracy</h2>{_table(headers, rows)}<p class="soft">{note}</p>' + _confusion(
         bundle.outputs[0].labels, found["confusion"]
+    )
+
+
+def _outside(found: dict[str, Any]) -> str:
+    if not found["rows"]:
+        return "All these rows calibrated the intervals, so they cannot say how many other inputs leave them."
+    return (
+        f"{found['outside']} of the {found['rows']} rows that did not calibrate bring a value outside a fitted interval, where a "
+        f"polynomial goes anywhere: with 95 % confidence at most {_percent(found['bound'])} of such inputs do."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv
 
 from ckks.circuit import Circuit, Weights
 from ckks.errors import ModelError
@@ -15,13 +16,14 @@ from compiler.approximate import Flags, forward
 from compiler.graph import Array, Graph
 from compiler.precision import Ends, evaluate
 from compiler.rows import Rows as Inputs
-from compiler.rows import flat_rows
+from compiler.rows import flat_rows, spread
 
 MAX_ROWS = 2000
 NOISY_ROWS = (
     128  # simulating noise runs every slot of the circuit, a thousand times the work of the network itself
 )
 CHUNK = 32
+CONFIDENCE = 0.95
 NOISE_SEED = 2  # not the one that the promise was made with
 
 Labels = npt.NDArray[np.int64]
@@ -36,7 +38,7 @@ class Rows:
 
 
 def labelled_rows(x: Inputs, y: npt.NDArray[Any], graph: Graph) -> Rows:
-    """The first MAX_ROWS validation rows, checked. x: as compiler.rows.flat_rows; y: class indices [rows]. Raises ModelError."""
+    """Up to MAX_ROWS validation rows, checked. x: as compiler.rows.flat_rows; y: class indices [rows]. Raises ModelError."""
     if len(graph.outputs) > 1:
         raise ModelError("validation compares one set of classes; this model has several outputs")
     y = np.asarray(y)
@@ -48,7 +50,8 @@ def labelled_rows(x: Inputs, y: npt.NDArray[Any], graph: Graph) -> Rows:
         )
     if y.min() < 0 or y.max() >= classes:
         raise ModelError(f"validation labels must lie in 0..{classes - 1}, got {y.min()}..{y.max()}")
-    return Rows(rows[:MAX_ROWS], y[:MAX_ROWS].astype(np.int64))
+    chosen = spread(len(rows), MAX_ROWS)
+    return Rows(rows[chosen], y[chosen].astype(np.int64))
 
 
 def classes_of(outputs: Array) -> Labels:
@@ -66,8 +69,12 @@ def validate(
     parameters: Parameters,
     ends: Ends,
     rows: Rows,
+    calibration: Array,
 ) -> dict[str, Any]:
-    """JSON: accuracies, agreement with the original, largest differences, confusion matrix [label][answer] of the polynomial network."""
+    """JSON: accuracies, agreement with the original, largest differences, confusion matrix [label][answer] of the polynomial network.
+
+    calibration: the rows [rows][elements] that gave the intervals; only others can say how many inputs leave them.
+    """
     exact, clear, outside = [], [], []
     for chunk in _chunks(rows.x, CHUNK * 4):
         exact.append(forward(original, chunk))
@@ -100,9 +107,20 @@ def validate(
             "agreement": float((c == b[: len(few)]).mean()),
             "largest_difference": float(np.abs(noisy - twin[: len(few)]).max()),
         },
-        "rows_outside_fitted_ranges": int(np.concatenate(outside).sum()),
+        "outside": _outside(np.concatenate(outside), rows.x, calibration),
         "confusion": confusion.tolist(),
     }
+
+
+def _outside(outside: Flags, rows: Array, calibration: Array) -> dict[str, Any]:
+    """How many rows bring a value outside a fitted interval. bound: on the share of all inputs that do, with CONFIDENCE; None without
+    rows that did not calibrate (Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the
+    binomial", one-sided)."""
+    known = {row.tobytes() for row in calibration}
+    fresh = np.array([row.tobytes() not in known for row in rows])
+    count, beyond = int(fresh.sum()), int((outside & fresh).sum())
+    bound = float(betaincinv(beyond + 1, count - beyond, CONFIDENCE)) if beyond < count else 1.0
+    return {"rows": count, "outside": beyond, "bound": bound if count else None}
 
 
 def _chunks(x: Array, size: int) -> list[Array]:

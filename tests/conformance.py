@@ -137,7 +137,7 @@ def compiled(case: Case, folder: Path) -> CompiledModel:
     path = folder / "case.onnx"
     path.write_bytes(case.model.SerializeToString())
     shape = [d.dim_value for d in case.model.graph.input[0].type.tensor_type.shape.dim]
-    return compile_model(path, name="case", calibration=case.row.reshape(shape))
+    return compile_model(path, name="case", calibration=case.row.reshape(shape), own_rows=True)
 
 
 def run(case: Case, folder: Path) -> Result:

@@ -17,12 +17,13 @@ from test_compiler_operators import clear_outputs
 from ckks.circuit import Op
 from ckks.errors import ModelError
 from ckks.modelfile import CompiledModel
-from compiler.approximate import Override, approximate, forward, parse_override
+from compiler.approximate import MIN_ROWS, Override, approximate, forward, interval, parse_override
 from compiler.compile import compile_model
 from compiler.fit import POINTS, density, fit, grid
 from compiler.onnx_import import load_onnx
 from compiler.operators import build_graph
 from compiler.remez import minimax
+from compiler.rows import flat_rows
 from compiler.validation import classes_of
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -154,12 +155,12 @@ def test_circuits_evaluate_what_was_fitted(
     b = ModelBuilder((1, 3, 3), seed=seed)
     x = b.node("Mul", b.batch_norm(b.conv("image", 1, 2, kernel=2), 2), b.constant(bound / 3))
     path = b.save(folder / "m.onnx", b.dense(b.node("Flatten", b.node("Softplus", x)), 8, 3))
-    rows = b.rows(20).astype(np.float64)
+    rows = b.rows(40).astype(np.float64)
     fixed = {"softplus": Override(degree, bound)}
     model = compile_model(path, calibration=rows, activations=fixed, precision=0.5, name="m")
     assert model.report["activations"]["fits"][0]["degree"] == degree
-    fitted = approximate(build_graph(load_onnx(path)), rows.reshape(20, -1), calibrated=True, overrides=fixed)
-    expected = forward(fitted.graph, rows.reshape(20, -1))
+    fitted = approximate(build_graph(load_onnx(path)), rows.reshape(40, -1), calibrated=True, overrides=fixed)
+    expected = forward(fitted.graph, rows.reshape(40, -1))
     assert np.abs(clear_outputs(model, rows) - expected).max() <= 1e-8 * max(np.abs(expected).max(), 1)
 
 
@@ -169,7 +170,7 @@ def test_degrees_of_powers_of_two_cost_no_level_for_their_leading_coefficient(tm
         b = ModelBuilder((1, 4, 4))
         x = b.node("Relu", b.conv("image", 1, 2))
         path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", x), 8, 2))
-        rows = b.rows(30).astype(np.float64)
+        rows = b.rows(40).astype(np.float64)
         model = compile_model(
             path, calibration=rows, activations={"relu": Override(degree)}, precision=0.1, name="m"
         )
@@ -183,7 +184,7 @@ def test_elements_that_do_not_vary(tmp_path: Path) -> None:
     gains = [b.constant(np.array(v)) for v in ([1.0, 0.0], [-0.7, 0.7], [0.0, 0.0], [1.0, 1.0])]
     x = b.node("Relu", b.node("BatchNormalization", b.conv("image", 1, 2), *gains))
     path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", x), 8, 2))
-    rows = b.rows(30)
+    rows = b.rows(40)
     model = compile_model(
         path, calibration=rows.astype(np.float64), activations={"relu": Override(4)}, name="m"
     )
@@ -196,7 +197,7 @@ def test_a_relu_that_never_cuts_costs_nothing(tmp_path: Path) -> None:
     b = ModelBuilder((1, 4, 4))
     x = b.node("Relu", b.node("Add", "image", b.constant(1.0)))
     path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", x), 16, 2))
-    rows = b.rows(30)
+    rows = b.rows(40)
     model = compile_model(path, calibration=rows.astype(np.float64), name="m")
     assert model.bundle.input.level == 1
     assert np.abs(clear_outputs(model, rows) - onnx_outputs(path, rows)).max() < 1e-5
@@ -218,9 +219,58 @@ def test_no_calibration_is_refused_with_advice(tmp_path: Path) -> None:
     assert b.shape == (1, 4, 4)
 
 
+def test_few_calibration_rows_are_refused(tmp_path: Path) -> None:
+    b, path = small(tmp_path)
+    rows = b.rows(31).astype(np.float64)
+    with pytest.raises(ModelError, match=r"31 calibration rows are too few.*--activation"):
+        compile_model(path, calibration=rows, name="m")
+    compile_model(path, calibration=rows, activations={"relu": Override(bound=3.0)}, name="m")
+    compile_model(path, calibration=rows, own_rows=True, name="m")
+
+
+def test_files_sorted_by_class_calibrate_as_others_do(tmp_path: Path) -> None:
+    """Of more rows than are used, the last ones count as much as the first."""
+    b, path = small(tmp_path)
+    graph = build_graph(load_onnx(path))
+    rows = np.concatenate([b.rows(5000) / 10, b.rows(5000)])
+    chosen = flat_rows(graph, rows, "calibration", 1000)
+    assert len(chosen) == 1000 and (chosen[:500].max(), chosen[500:].max()) == pytest.approx(
+        (0.1, 1.0), rel=0.01
+    )
+
+
+def test_intervals_hold_new_rows_however_few_calibrated() -> None:
+    """Light, exponential and one-sided tails; 1,000 rows at most are a fair number, so that one in 1,000 may leave on each side."""
+    draw = np.random.default_rng(0)
+    tails: dict[str, Callable[[int], np.ndarray]] = {
+        "normal": lambda n: draw.normal(0, 1, (n, 50)),
+        "laplace": lambda n: draw.laplace(0, 1, (n, 50)),
+        "one-sided": lambda n: draw.exponential(1, (n, 50)),
+        "uniform": lambda n: draw.uniform(-1, 1, (n, 50)),
+    }
+    for name, tail in tails.items():
+        for count in (MIN_ROWS, 128, 1000):
+            shares = []
+            for _ in range(10):
+                low, high = interval(tail(count))
+                new = tail(2000)
+                shares.append(((new < low) | (new > high)).any(axis=1).mean())
+            assert np.mean(shares) < (0.01 if count == MIN_ROWS else 0.004), (name, count)
+    low, high = interval(np.linspace(-1, 1, 64).reshape(64, 1).repeat(20, 0))
+    assert (low, high) == pytest.approx((-1.15, 1.15))  # from 1,280 rows: the margin alone
+
+
+def test_the_bound_on_inputs_outside_counts_layers_and_rows(tmp_path: Path) -> None:
+    b, path = small(tmp_path)
+    graph, rows = build_graph(load_onnx(path)), b.rows(99).reshape(99, -1).astype(np.float64)
+    assert approximate(graph, rows, calibrated=True).outside_bound == 0.02  # one curve: tanh of relu
+    fixed = approximate(graph, rows, calibrated=True, overrides={"relu": Override(bound=4.0)})
+    assert fixed.outside_bound is None
+
+
 def test_overrides(tmp_path: Path) -> None:
     b, path = small(tmp_path)
-    rows = b.rows(20).astype(np.float64)
+    rows = b.rows(40).astype(np.float64)
     name, fixed = parse_override("Tanh_2=degree:5,range:3.5")
     assert (name, fixed) == ("Tanh_2", Override(5, 3.5))
     model = compile_model(path, calibration=rows, activations={name: fixed}, name="m")
@@ -256,7 +306,7 @@ def test_functions_that_no_polynomial_follows_are_refused(tmp_path: Path) -> Non
         b.dense(b.node("Flatten", b.node("Exp", b.node("Mul", x, b.constant(900.0)))), 8, 2),
     )
     with pytest.raises(ModelError, match=r"Exp"):
-        compile_model(path, calibration=b.rows(20).astype(np.float64), name="m")
+        compile_model(path, calibration=b.rows(40).astype(np.float64), name="m")
 
 
 @pytest.fixture(scope="module")

@@ -243,6 +243,25 @@ def test_scaling_before_the_first_layer_costs_nothing(name: str, tmp_path: Path)
     assert model.bundle.input.level == 1
 
 
+def test_input_range(tmp_path: Path) -> None:
+    """Clients refuse inputs outside the range: without a word in the file it comes from the calibration rows, and both must agree."""
+    path = EXPORTED / "skl_logistic.onnx"
+    rows = np.random.default_rng(0).uniform(0.1, 7.9, (40, 4))
+    found = compile_model(path, name="m", calibration=rows).bundle.input
+    assert -8 < found.low < rows.min() and rows.max() < found.high < 16
+    b = ModelBuilder((4,))
+    output = b.dense("image", 4, 2)
+    plain, told = (
+        b.save(tmp_path / "a.onnx", output),
+        b.save(tmp_path / "b.onnx", output, {"input_range": "[0, 8]"}),
+    )
+    for file, given, wanted in ((plain, rows / 8, (0, 1)), (plain, None, (0, 1)), (told, rows, (0, 8))):
+        found = compile_model(file, name="m", calibration=given).bundle.input
+        assert (found.low, found.high) == wanted
+    with pytest.raises(ModelError, match=r"outside the input_range 0\.\.8"):
+        compile_model(told, name="m", calibration=2 * rows)
+
+
 def test_max_pooling_replaced_on_request(tmp_path: Path) -> None:
     b = ModelBuilder((2, 8, 8))
     x = b.node(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -48,7 +49,43 @@ def test_validation_compares_with_the_original(model: CompiledModel) -> None:
     assert 0 < found["noisy"]["largest_difference"] <= model.bundle.promised_error
     confusion = np.array(found["confusion"])
     assert confusion.sum() == 60 and np.trace(confusion) == round(60 * found["polynomial"]["accuracy"])
-    assert found["rows_outside_fitted_ranges"] == 0
+    assert found["outside"] == {
+        "rows": 0,
+        "outside": 0,
+        "bound": None,
+    }  # all of them calibrated: they prove nothing
+
+
+def test_rows_outside_fitted_intervals_are_counted_among_new_ones_only(
+    built: tuple[Path, ModelBuilder, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """40 rows calibrate, 20 new ones and two far outside are checked: 2 of 22, of all inputs less than 26 % (Clopper and Pearson)."""
+    path, _, rows, labels = built
+    x = np.concatenate([rows, 40 * rows[:2]]).astype(np.float64)
+    y = np.concatenate([labels, labels[:2]])
+    model = compile_model(path, calibration=x[:40], validation=(x, y), name="m")
+    outside = model.report["validation"]["outside"]
+    assert (outside["rows"], outside["outside"]) == (22, 2)
+    # The chance of at most two such rows in 22 is 5 % at the bound.
+    p = outside["bound"]
+    assert sum(math.comb(22, k) * p**k * (1 - p) ** (22 - k) for k in range(3)) == pytest.approx(0.05)
+    page = render(model.bundle, model.report)
+    assert "2 of the 22 rows that did not calibrate" in page
+    np.savez(tmp_path / "x.npz", x=x[:40])
+    np.savez(tmp_path / "xy.npz", x=x, y=y)
+    base = ["compile", str(path), "-o", str(tmp_path / "m.hem"), "--calibrate", str(tmp_path / "x.npz"), "--strict"]  # fmt: skip
+    for more, name in (
+        (["--validate", str(tmp_path / "xy.npz")], "from validation rows"),
+        ([], "from 40 calibration rows"),
+    ):
+        result = CliRunner().invoke(app, [*base, *more, "--max-outside", "0.03"])
+        assert (
+            result.exit_code == 1
+            and f"missed: inputs outside a fitted interval, bound {name}" in result.stderr
+        )
+    assert (
+        CliRunner().invoke(app, [*base, "--max-outside", "0.05"]).exit_code == 0
+    )  # 2 / 41: one layer, 40 rows
 
 
 def test_steps_account_for_every_level_and_all_time(model: CompiledModel) -> None:
@@ -120,7 +157,10 @@ def test_command_line_budgets(
     assert (tmp_path / "m.html").read_text().startswith("<!doctype html>")
     report = load_model(tmp_path / "m.hem").report
     assert report["activations"]["fits"][0]["degree"] == 8
-    assert [b["met"] for b in report["budgets"]] == [True]
+    assert [(b["name"].split(",")[0], b["met"]) for b in report["budgets"]] == [
+        ("accuracy drop", True),
+        ("inputs outside a fitted interval", True),
+    ]
     # two measurements of the same run: apart by what happens between steps, which is little unless something else has the processor
     assert report["measured_seconds"] == pytest.approx(
         sum(s["measured_seconds"] for s in report["steps"]), rel=0.5
@@ -138,7 +178,7 @@ def test_command_line_budgets(
     )
     assert unmeasured.exit_code == 0, unmeasured.output
     budgets = json.loads(unmeasured.stdout)["report"]["budgets"]
-    assert [b["name"].split(",")[1].strip() for b in budgets[:1]] == ["predicted"] and len(budgets) == 2
+    assert [b["name"].split(",")[1].strip() for b in budgets[1:2]] == ["predicted"] and len(budgets) == 3
     for wrong in (["--max-accuracy-drop", "0.1"], ["--validate", str(tmp_path / "x.npz")]):
         assert isinstance(CliRunner().invoke(app, [*base, *wrong]).exception, InputError)
 

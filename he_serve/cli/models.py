@@ -136,6 +136,15 @@ def compile_command(
         float | None,
         typer.Option(min=0, help="Budget: accuracy lost to polynomials on --validate, 0.01 for a point."),
     ] = None,
+    max_outside: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Budget: inputs that may leave an activation's interval, bounded by --validate, else by the number of --calibrate rows.",
+        ),
+    ] = 0.05,
     max_key_bytes: Annotated[
         int | None, typer.Option(min=1, help="Budget: bytes of keys a client uploads.")
     ] = None,
@@ -183,7 +192,8 @@ def compile_command(
         if validate is not None and not any(i.members for i in compiled.circuit.instructions):
             measure = functools.partial(report, "measuring the evaluation")
             add_measurement(compiled.report, *_times(compiled, figures, measure), threads=1)
-    add_budgets(compiled.report, Budgets(max_accuracy_drop, max_latency, max_key_bytes, max_memory))
+    budgets = Budgets(max_accuracy_drop, max_outside, max_latency, max_key_bytes, max_memory)
+    add_budgets(compiled.report, budgets)
     save_model(output, compiled)
     if page is not None:
         write_page(page, compiled)

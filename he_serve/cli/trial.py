@@ -90,6 +90,7 @@ def try_command(
             compiled = compile_model(
                 model,
                 calibration=rows if calibrate is None else read_calibration(calibrate),
+                own_rows=calibrate is None,
                 precision=precision,
                 maxpool=read_maxpool(maxpool),
                 batch=batch,
