@@ -18,7 +18,7 @@ from ckks.errors import FormatError, HeError, InputError
 from ckks.parameters import Parameters
 from ckks.types import KeyNeeds
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_BUNDLE_BYTES = 8 << 20
 MAX_ELEMENTS = 1 << 20  # of a tensor, and slots of all its ciphertexts
 MAX_PARTS = 32  # ciphertexts of a tensor
@@ -122,6 +122,7 @@ class OutputSpec(_Spec):
     """An output of the model: logits, labels name its elements (empty: unnamed).
 
     promised_error: the largest absolute error of a logit that the compiler promises, worst slot.
+    largest: beyond this |value| the input was unlike those that the model was made for, and the answer is wrong.
     post: what the client makes of them: softmax (one class of all), sigmoid (each element for itself; a single one with two labels is
     the second's probability), none (values shown as they are, rounded to the promised error).
     """
@@ -129,6 +130,7 @@ class OutputSpec(_Spec):
     labels: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=MAX_ELEMENTS)]
     post: Post = "softmax"
     promised_error: Annotated[float, Field(gt=0.0)]
+    largest: Annotated[float, Field(gt=0.0)]
 
     @model_validator(mode="after")
     def _labelled(self) -> OutputSpec:
@@ -151,7 +153,7 @@ class Bundle(_Strict):
     """See the module."""
 
     kind: Literal["he-serve bundle"]
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     description: Annotated[str, Field(max_length=2000)]
     parameters: dict[str, Any]

@@ -39,7 +39,9 @@ UPPER_SHARE = 1 / 4  # of the rows, whose extremes show how fast rare ones grow
 RARE = 1000  # one row in so many may lie beyond an end of an interval, if extremes go on as they began
 MIN_ROWS = 32  # fewer say too little of what others may bring
 SEARCH_ROWS = 256  # choose the degrees; all rows then choose intervals and coefficients
+SEARCH_BUDGET = 0.9  # of the budget, where more rows come after those of the search
 MAX_DEGREE = 31
+MAX_STEPS = 64  # calls of functions in a curve; the next step begins another, so that they nest no deeper
 MAX_LOOSENED = 12  # layers; with more, one tolerance serves all
 TOLERANCES = (
     0.5,
@@ -111,12 +113,19 @@ class Approximation:
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """A node as function(root), element by element; operators: the activation functions in it; layer: the last one's name."""
+    """A node as function(root), element by element, in so many steps; operators: the activation functions in it, each once; layer:
+    the last one's name."""
 
     root: int
     function: Callable[[Array], Array]
     operators: tuple[str, ...] = ()
     layer: str = ""
+    steps: int = 0
+
+    @property
+    def named(self) -> str:
+        """For messages."""
+        return f"{self.layer!r} ({', '.join(self.operators)})"
 
 
 def parse_override(text: str) -> tuple[str, Override]:
@@ -170,7 +179,8 @@ def approximate(
 
     few = rows[:SEARCH_ROWS]
     exact = forward(graph, few)
-    tolerances = _tolerances(lambda t: attempt(t, few, exact), len(targets), budget)
+    aim = budget if len(few) == len(rows) else SEARCH_BUDGET * budget
+    tolerances = _tolerances(lambda t: attempt(t, few, exact), len(targets), aim)
     return attempt(tolerances, rows, forward(graph, rows))
 
 
@@ -184,7 +194,7 @@ def _check_rows(curve: _Curve, rows: int, own_rows: bool) -> None:
         else f"; {rows} calibration rows are too few for it, {MIN_ROWS} the least and some hundreds good"
     )
     raise ModelError(
-        f"node {curve.layer!r} ({', '.join(curve.operators)}): its polynomial needs the range of its inputs{given}; give typical inputs "
+        f"node {curve.named}: its polynomial needs the range of its inputs{given}; give typical inputs "
         "with --calibrate X.npz, fix the range with --activation, or train with a polynomial activation"
     )
 
@@ -226,26 +236,32 @@ def _relative_error(graph: Graph, outputs: Array, exact: Array) -> float:
 def _curves(graph: Graph) -> list[_Curve]:
     """Every node as a curve of the tensor it is computed from element by element."""
     curves: list[_Curve] = []
+
+    def of(i: int) -> _Curve:
+        return curves[i] if curves[i].steps < MAX_STEPS else _Curve(i, lambda x: x)
+
     for i, node in enumerate(graph.nodes):
         curve = _Curve(i, lambda x: x)
         if isinstance(node, Elementwise):
-            x = curves[node.x]
+            x = of(node.x)
             # One gain for all elements keeps one curve; before any activation, different ones start a new tensor (a BatchNorm).
             uniform = bool((node.gain == node.gain[0]).all() and (node.offset == node.offset[0]).all())
             if uniform or x.operators:
                 gain, offset = (node.gain[0], node.offset[0]) if uniform else (node.gain, node.offset)
-                curve = _Curve(x.root, _affine(x.function, gain, offset), x.operators, x.layer)
+                curve = _Curve(x.root, _affine(x.function, gain, offset), x.operators, x.layer, x.steps + 1)
         elif isinstance(node, Nonlinear):
-            x = curves[node.x]
-            curve = _Curve(
-                x.root, _composed(node.function, x.function), (*x.operators, node.operator), node.layer
-            )
+            x = of(node.x)
+            names = tuple(dict.fromkeys((*x.operators, node.operator)))
+            curve = _Curve(x.root, _composed(node.function, x.function), names, node.layer, x.steps + 1)
         elif isinstance(node, Sum | Product):
-            x, y = curves[node.x], curves[node.y]
-            if x.root == y.root and (x.operators or y.operators):
+            x, y = of(node.x), of(node.y)
+            if (
+                x.root == y.root
+            ):  # without an activation behind it, as in tanh-Gelu's x + 0.04 x^3, it is never fitted itself
                 combine = np.add if isinstance(node, Sum) else np.multiply
-                both = x.operators if x.operators == y.operators else x.operators + y.operators
-                curve = _Curve(x.root, _combined(combine, x.function, y.function), both, y.layer or x.layer)
+                both = tuple(dict.fromkeys(x.operators + y.operators))
+                function, steps = _combined(combine, x.function, y.function), x.steps + y.steps + 1
+                curve = _Curve(x.root, function, both, y.layer or x.layer, steps)
         curves.append(curve)
     return curves
 
@@ -448,7 +464,8 @@ def _fit(curve: _Curve, values: Array, override: Override, tolerance: float) -> 
         target = curve.function(((low + high) / 2 + (high - low) / 2 * grid())[:, None])
     if not np.isfinite(target).all():
         raise ModelError(
-            f"node {curve.layer!r}: is not finite on {low:.4g}..{high:.4g}; scale its inputs down"
+            f"node {curve.named}: is not finite on {low:.4g}..{high:.4g}, the calibrated range "
+            "and a margin; keep its inputs away from there"
         )
     target = target if (target != target[:, :1]).any() else target[:, :1]
     found: Polynomial | None = None
@@ -463,7 +480,7 @@ def _fit(curve: _Curve, values: Array, override: Override, tolerance: float) -> 
     assert found is not None  # every depth above one gives a polynomial
     if override.degree is None and found.relative > HOPELESS:
         raise ModelError(
-            f"node {curve.layer!r} ({', '.join(curve.operators)}): no polynomial of degree {1 << MAX_DEPTH} follows it on "
+            f"node {curve.named}: no polynomial of degree {1 << MAX_DEPTH} follows it on "
             f"{low:.4g}..{high:.4g}; scale its inputs down"
         )
     given = override.bound is not None

@@ -63,11 +63,14 @@ class Builder:
 
     def append(self, node: Node) -> int:
         """The index of a new node."""
+        if not math.prod(node.shape):
+            raise ModelError(f"its result of shape {node.shape} has no elements")
         if math.prod(node.shape) > MAX_ELEMENTS:
             raise ModelError(
                 f"its result has more than {MAX_ELEMENTS} elements; use a smaller picture or fewer channels"
             )
-        self._spend(node.matrix.nnz if isinstance(node, Linear) else math.prod(node.shape))
+        # A matrix keeps a number for every row, and its bias another.
+        self._spend((node.matrix.nnz if isinstance(node, Linear) else 0) + 2 * math.prod(node.shape))
         self.nodes.append(node)
         return len(self.nodes) - 1
 

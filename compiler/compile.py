@@ -63,6 +63,8 @@ MAX_BATCH = 1 << (MAX_LOG_DEGREE - 1)
 OUTPUT_MARGIN = (
     3  # bits: inputs outside the calibration data may give larger values, which must not wrap around
 )
+# Of the largest calibrated output: a polynomial that leaves its interval soon gives more, and clients refuse that.
+OUTLYING = 2.0
 # Slots that a part of a tensor takes at most: those of the largest ring. With fewer, all vectors repeat within a ciphertext, and small
 # networks take many parts: for tests.
 MAX_PART_SLOTS = 1 << (MAX_LOG_DEGREE - 1)
@@ -178,7 +180,7 @@ def compile_model(
     compiled = _fit(graph, program, levels, rows, demands, say)
     say("verifying")
     try:
-        bundle = _bundle(name, graph, compiled)
+        bundle = _bundle(name, graph, compiled, program.largest_outputs, bool(approximation.fits))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(x) for x in first["loc"])
@@ -343,7 +345,11 @@ def _at_scale(
     return _Compiled(chosen.parameters, plain, circuit, weights, packing, ends, promised)
 
 
-def _bundle(name: str, graph: Graph, compiled: _Compiled) -> Bundle:
+def _bundle(
+    name: str, graph: Graph, compiled: _Compiled, largest_outputs: tuple[float, ...], fitted: bool
+) -> Bundle:
+    """fitted: some activation is a polynomial over an interval."""
+    beyond = OUTLYING if fitted else 2.0**OUTPUT_MARGIN
     circuit, ends = compiled.circuit, compiled.ends
     needs = circuit.key_needs()
     found = {(i.op, i.name): i for i in circuit.instructions if i.op in (Op.INPUT, Op.OUTPUT)}
@@ -357,17 +363,18 @@ def _bundle(name: str, graph: Graph, compiled: _Compiled) -> Bundle:
                 level=first.level, scale=first.scale,
             )
         )  # fmt: skip
-    for o, (_, layout), promised in zip(graph.outputs, ends.outputs, compiled.promised, strict=True):
+    each = zip(graph.outputs, ends.outputs, compiled.promised, largest_outputs, strict=True)
+    for o, (_, layout), promised, largest in each:
         last = found[Op.OUTPUT, part_names(o.name, layout.parts)[0]]
         outputs.append(
             OutputSpec(
                 name=o.name, packing=slots(layout, graph.nodes[o.node].shape), labels=list(o.labels),
-                level=last.level, scale=last.scale, post=o.post, promised_error=promised,
+                level=last.level, scale=last.scale, post=o.post, promised_error=promised, largest=beyond * max(largest, 1e-12),
             )
         )  # fmt: skip
     return Bundle(
         kind="he-serve bundle",
-        schema_version=2,
+        schema_version=3,
         name=name,
         description=graph.description,
         parameters=compiled.parameters.to_json(),

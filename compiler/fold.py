@@ -124,7 +124,7 @@ def fold(graph: Graph) -> tuple[AffineBase, ...]:
             x = values[node.x]
             value = _trimmed(x, x.coefficients * node.gain, node.offset)
         elif isinstance(node, Linear):
-            value = _plain(affine(node.layer, [(values[node.x], node.matrix)], node.bias, node.shape))
+            value = _linear(node, values[node.x])
         elif isinstance(node, Sum):
             value = _sum(node.layer, values[node.x], values[node.y], node.shape)
         elif isinstance(node, Fitted):
@@ -143,6 +143,14 @@ def fold(graph: Graph) -> tuple[AffineBase, ...]:
             if last_use[operand] == i and operand not in ends:
                 values.pop(operand, None)
     return tuple(_output(graph.nodes[i], values[i]) for i in graph.ends)
+
+
+def _linear(node: Linear, x: Polynomial) -> Polynomial:
+    if x.degree:
+        return _plain(affine(node.layer, [(x, node.matrix)], node.bias, node.shape))
+    # A gate that saturates on all calibration rows, for one, is a constant: it costs nothing.
+    still = np.zeros(len(node.bias))
+    return Polynomial(x.base, (node.matrix @ x.coefficients[0] + node.bias)[None], still, still + 1.0)
 
 
 def _output(node: Node, value: Polynomial) -> AffineBase:
@@ -226,7 +234,7 @@ def _fitted(node: Fitted, x: Polynomial) -> Polynomial:
     """The fit as a polynomial of the base that x is linear in; a base that cannot be scaled to the interval gets an affine one after it."""
     size = math.prod(node.shape)
     _check_size(node.layer, node.shape)
-    if not isinstance(x.base, AffineBase) or x.degree > 1:
+    if x.degree > 1 or (x.degree == 1 and not isinstance(x.base, AffineBase)):
         x = _plain(affine(node.layer, [(x, _identity(size))], None, node.shape))
     to_powers = np.zeros((len(node.coefficients),) * 2)  # column k: T_k
     for k, unit in enumerate(np.eye(len(to_powers))):
@@ -249,7 +257,7 @@ def _fitted(node: Fitted, x: Polynomial) -> Polynomial:
 
 
 def _sum(layer: str, x: Polynomial, y: Polynomial, shape: Shape) -> Polynomial:
-    if x.base is y.base:
+    if x.base is y.base or x.degree == 0 or y.degree == 0:
         small, large = sorted((x, y), key=lambda p: p.degree)
         coefficients = large.coefficients.copy()
         coefficients[: small.degree + 1] += small.in_frame(large.center, large.half).coefficients

@@ -10,7 +10,7 @@ import numpy as np
 from ckks.errors import ModelError
 from compiler import activations, matrices, shaping, spatial
 from compiler.builder import Builder, Inputs, fixed, tensor
-from compiler.graph import Elementwise, Graph, Linear, Output, Product, Shape, Sum
+from compiler.graph import Elementwise, Graph, Linear, Nonlinear, Output, Product, Shape, Sum
 from compiler.moving import MOVES, Constant
 from compiler.onnx_import import OnnxModel, OnnxNode, OnnxOutput
 
@@ -20,10 +20,10 @@ _FLOAT_TYPES = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 _ACTIVATION = "train with a polynomial activation such as a*x*x + b*x + c"
 _CLIENT = "cut the graph at the logits: the client computes it after decryption"
 _REMEDIES = (
-    ({"Log", "Max", "Min", "Sqrt", "Reciprocal"}, _ACTIVATION),
     ({"MaxPool", "GlobalMaxPool"}, "use AveragePool and train again, or compile with --maxpool average"),
     ({"LpPool", "ReduceMax", "ReduceMin"}, "use AveragePool and train again"),
-    ({"Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "TopK", "ZipMap", "LinearClassifier", "Normalizer"}, _CLIENT),
+    ({"Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin", "TopK", "ZipMap", "LinearClassifier"}, _CLIENT),
+    ({"Normalizer"}, "cut it off: the client normalises inputs before encryption, and scores after decryption"),
     ({"LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "LpNormalization"}, "use BatchNormalization"),
     ({"LSTM", "GRU", "RNN", "Loop", "Scan", "If"}, "use a feed-forward network"),
 )  # fmt: skip
@@ -149,7 +149,9 @@ def _multiply(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
 
 def _divide(b: Builder, node: OnnxNode, inputs: Inputs) -> int:
     if not isinstance(inputs[1], np.ndarray):
-        raise ModelError("cannot divide by an encrypted value; divide by constants only")
+        y = tensor(inputs, 1)
+        inverse = Nonlinear(node.name, y, "Reciprocal", np.reciprocal, b.shape(y))
+        return _multiply(b, node, (inputs[0], b.append(inverse)))
     if (inputs[1] == 0).any():
         raise ModelError("division by zero")
     return b.elementwise(node, tensor(inputs), 1.0 / inputs[1], 0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 26
-TICKS = 5  # about so many on each axis
+TICKS = 6  # about so many on each axis, at most
 
 
 def fit_plot(

@@ -15,10 +15,11 @@ _HEADS = {
     "Hardmax": "softmax",
     "ArgMax": "softmax",
     "Sigmoid": "sigmoid",
+    "ZipMap": "none",
 }
 # What exporters put behind them: formats, 1 - p, normalised sums, names of labels. None of these may read the logits themselves.
 _AFTER = {
-    "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Sub", "ZipMap", "Normalizer", "ArgMax", "Greater",
+    "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Sub", "Normalizer", "ArgMax", "Greater",
     "GreaterOrEqual", "Binarizer", "ArrayFeatureExtractor", "LabelEncoder", "Not",
 }  # fmt: skip
 _TRANSFORMS = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "NONE": "none"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckks.bundle import OutputSpec
-from ckks.errors import RemoteError
+from ckks.errors import InputError, RemoteError
 from ckks.parameters import Parameters
 from ckks.types import Slots
 from he_serve.packing import copies
@@ -60,6 +60,8 @@ def check_plausible(slots: Slots, output: OutputSpec, parameters: Parameters) ->
     slots: of all parts of the output, float64 [parts*N/2].
     A message must stay below half the modulus to decrypt right, while a wrong decryption is uniform modulo Q in its coefficients and
     exceeds that bound in about every slot. Copies of the output differ by noise only, and noise is within the promised error.
+    A polynomial that stands for an activation soon leaves `largest` behind once a value leaves its interval, which no server can see.
+    Raises RemoteError, and InputError for the last.
     """
     found = copies(slots, output.packing)
     bound = math.prod(parameters.data_primes[: output.level + 1]) / (2 * output.scale)
@@ -70,6 +72,11 @@ def check_plausible(slots: Slots, output: OutputSpec, parameters: Parameters) ->
     if np.abs(found - found[0]).max() > 2 * output.promised_error:
         raise RemoteError(
             "the answer contradicts itself: copies of the output differ by more than the promised error"
+        )
+    if np.abs(found).max() > output.largest:
+        raise InputError(
+            f"the answer is larger than the model gives for inputs like those it was calibrated with (up to {output.largest:.3g}), so it "
+            "is wrong: an input of this request is unlike them, or scaled otherwise than in training"
         )
 
 

@@ -68,7 +68,7 @@ def tiny_model() -> CompiledModel:
     needs = circuit.key_needs()
     bundle = Bundle(
         kind="he-serve bundle",
-        schema_version=2,
+        schema_version=3,
         name="tiny",
         description="a test model",
         parameters=p.to_json(),
@@ -90,6 +90,7 @@ def tiny_model() -> CompiledModel:
                 level=0,
                 scale=square / q[1],
                 promised_error=0.01,
+                largest=3.0,
             )
         ],
         relinearisation_level=needs.relinearisation,

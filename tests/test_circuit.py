@@ -208,6 +208,7 @@ def test_bundle_is_parsed_strictly() -> None:
         ({"relinearisation_level": 9}, "does not exist"),
         ({"rotations": [{"steps": 1, "level": 0}] * 2}, "twice"),
         ({"outputs": [last | {"promised_error": 0.0}]}, "promised_error"),
+        ({"outputs": [last | {"largest": -1.0}]}, "largest"),
         ({"inputs": [first | {"scale": 1e400}]}, "inputs.0.scale"),
         ({"outputs": [last | {"labels": ["one"]}]}, "label"),
         ({"inputs": [first, first]}, "same name"),

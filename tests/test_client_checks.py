@@ -212,6 +212,17 @@ def test_an_answer_whose_copies_differ_is_refused(keyed: Keyed) -> None:
         client.predict(X)
 
 
+def test_an_answer_beyond_what_the_model_gives_is_refused(keyed: Keyed) -> None:
+    p, output = small_parameters(), keyed.bundle.output
+
+    def far_off(_: bytes) -> bytes:
+        slots = np.full(p.slots, 1.01 * output.largest)
+        return dump_ciphertext(p, keyed.secret.encrypt(slots, output.level, output.scale))
+
+    with with_answer(keyed, content(far_off)) as client, pytest.raises(InputError, match="unlike them"):
+        client.predict(X)
+
+
 @pytest.mark.parametrize("header", ["request-id", "bundle-digest"])
 def test_an_answer_to_another_request_is_refused(keyed: Keyed, header: str) -> None:
     def tamper(_: httpx.Request, answer: httpx.Response) -> httpx.Response:

@@ -90,6 +90,18 @@ def _gelu(b: ModelBuilder, x: str) -> str:
     return b.node("Mul", b.node("Mul", x, b.node("Add", e, b.constant(1.0))), b.constant(0.5))
 
 
+def _gelu_by_tanh(b: ModelBuilder, x: str) -> str:
+    """As TorchScript's exporter writes it."""
+    cube = b.node("Mul", b.node("Pow", x, b.constant(3.0)), b.constant(0.044715))
+    t = b.node("Tanh", b.node("Mul", b.node("Add", x, cube), b.constant(math.sqrt(2 / math.pi))))
+    return b.node("Mul", b.node("Mul", x, b.constant(0.5)), b.node("Add", t, b.constant(1.0)))
+
+
+def _softplus_by_where(b: ModelBuilder, x: str) -> str:
+    """As PyTorch's newer exporter writes it."""
+    return b.node("Where", b.node("Greater", x, b.constant(20.0)), x, b.node("Softplus", x))
+
+
 # ThresholdedRelu jumps: no polynomial follows it well. The bound is on the worst output of a random network over its spread.
 ACTIVATIONS: dict[str, tuple[Make, float]] = {
     "Relu": (lambda b, x: b.node("Relu", x), 0.15),
@@ -107,6 +119,23 @@ ACTIVATIONS: dict[str, tuple[Make, float]] = {
     "Softplus": (lambda b, x: b.node("Softplus", x), 0.02),
     "Softsign": (lambda b, x: b.node("Softsign", x), 0.1),
     "Exp": (lambda b, x: b.node("Exp", x), 0.02),
+    "Gelu by Tanh": (_gelu_by_tanh, 0.03),
+    "Softplus by Where": (_softplus_by_where, 0.02),
+    "Softsign by Div": (
+        lambda b, x: b.node("Div", x, b.node("Add", b.constant(1.0), b.node("Abs", x))),
+        0.1,
+    ),
+    "Sigmoid by Exp": (
+        lambda b, x: b.node("Reciprocal", b.node("Add", b.constant(1.0), b.node("Exp", b.node("Neg", x)))),
+        0.02,
+    ),
+    "Relu by Max": (lambda b, x: b.node("Max", b.constant(np.zeros(1)), x), 0.15),
+    "LeakyRelu by Where": (
+        lambda b, x: b.node(
+            "Where", b.node("Less", b.constant(0.0), x), x, b.node("Mul", x, b.constant(0.1))
+        ),
+        0.15,
+    ),
     "residual Relu": (lambda b, x: b.node("Add", b.node("Relu", x), x), 0.15),
 }
 
@@ -191,6 +220,19 @@ def test_elements_that_do_not_vary(tmp_path: Path) -> None:
     assert model.bundle.input.level == 4
     expected = onnx_outputs(path, rows)
     assert np.abs(clear_outputs(model, rows) - expected).max() < 0.25 * np.ptp(expected)
+
+
+def test_a_gate_that_saturates_is_a_constant(tmp_path: Path) -> None:
+    """Where calibration shows nothing but the flat end of a hard sigmoid, what is computed of it costs no level."""
+    b = ModelBuilder((1, 4, 4))
+    x = b.conv("image", 1, 2)
+    gate = b.node("HardSigmoid", b.node("Sub", b.node("GlobalAveragePool", x), b.constant(50.0)))
+    gate = b.node("HardSigmoid", b.conv(gate, 2, 2, 1))
+    path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", b.node("Mul", x, gate)), 8, 2))
+    rows = b.rows(40)
+    model = compile_model(path, calibration=rows.astype(np.float64), name="m")
+    assert model.bundle.input.level == 1
+    assert np.abs(clear_outputs(model, rows) - onnx_outputs(path, rows)).max() < 1e-5
 
 
 def test_a_relu_that_never_cuts_costs_nothing(tmp_path: Path) -> None:

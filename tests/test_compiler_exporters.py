@@ -34,6 +34,7 @@ FILES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "skl_mlp": ("softmax", 1, ("setosa", "versicolor", "virginica")),
     "skl_mlp_binary": ("sigmoid", 1, ("0", "1")),
     "skl_ridge": ("none", 1, ()),
+    "skl_perceptron": ("none", 1, ("setosa", "versicolor", "virginica")),
 }
 
 

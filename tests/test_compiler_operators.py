@@ -175,7 +175,7 @@ def test_linear_operator(case: str, tmp_path: Path) -> None:
 def test_activation_that_is_a_line_where_it_is_used(tmp_path: Path) -> None:
     b = ModelBuilder((5,))
     path = b.save(tmp_path / "m.onnx", b.node("Clip", "image", b.constant(-1.0), b.constant(2.0)))
-    rows = b.rows(3)
+    rows = b.rows(40)
     model = compile_model(path, name="m", calibration=rows.astype(np.float64))
     assert model.bundle.input.level == 1 and np.abs(clear_outputs(model, rows) - rows).max() <= 1e-5
 

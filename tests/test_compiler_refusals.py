@@ -37,7 +37,12 @@ OPERATORS: dict[str, tuple[Callable[[ModelBuilder], str], str]] = {
         "BatchNormalization",
     ),
     "Pow": (lambda b: b.node("Pow", "image", b.constant(0.5)), "whole powers"),
-    "Div": (lambda b: b.node("Div", b.weight(3, 1, 1), "image"), "constants only"),
+    "Div": (lambda b: b.node("Div", b.weight(3, 1, 1), "image"), "polynomial activation"),
+    "Max": (lambda b: b.node("Max", "image", b.node("Neg", "image")), "beside a constant number"),
+    "Greater": (
+        lambda b: b.node("Where", b.node("Greater", "image", b.weight(3, 1, 1)), "image", "image"),
+        "different numbers",
+    ),
     "MatMul": (lambda b: b.node("MatMul", "image", "image"), "must be a constant"),
     "Sin": (lambda b: b.node("Sin", "image"), "polynomials"),
     "ReduceMean": (lambda b: b.node("ReduceMean", "image", axes=[0], keepdims=1), "batch"),
