@@ -25,6 +25,7 @@ from compiler.tail import Tail, cut_tail
 MAX_FILE_BYTES = 1 << 29
 MAX_NODES = 5000
 MAX_NAME = 200  # characters of an input's or output's name
+MAX_INPUT = 1e30  # |value| of an input
 MAX_WEIGHTS = 1 << 26  # elements, all tensors together
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -217,6 +218,11 @@ def _check_sizes(proto: onnx.ModelProto) -> None:
     graph = proto.graph
     if len(graph.node) > MAX_NODES:
         raise ModelError(f"the model has {len(graph.node)} nodes, more than {MAX_NODES}")
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > onnx.defs.onnx_opset_version():
+            raise ModelError(
+                f"opset {opset.version} is newer than {onnx.defs.onnx_opset_version()}, the newest known here; export with an older one"
+            )
     if graph.sparse_initializer or proto.training_info:
         raise ModelError(
             "the model has sparse weights or training information; export plain inference operators"
@@ -262,6 +268,15 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> None:
             raise ModelError(
                 f"tensor {name!r} has its data outside the model's folder or in no file; save all weights inside the ONNX file"
             )
+        # What the library reads without a length, and all that a length may ask for: the rest of a file may be terabytes of holes.
+        offset = where.get("offset", "0")
+        size = (
+            int(length)
+            if "length" in where
+            else file.stat().st_size - (int(offset) if offset.isdigit() else 0)
+        )
+        if size > 8 * math.prod(tensor.dims):
+            raise ModelError(f"tensor {name!r}: external data of {size} bytes is more than its shape names")
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
         except Exception as error:  # the library raises many kinds on bad offsets and lengths
@@ -394,8 +409,10 @@ def _labels(labels: object) -> tuple[str, ...]:
 def _range(value: Any) -> tuple[float, float]:
     try:
         low, high = (float(x) for x in value)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        if not -MAX_INPUT <= low < high <= MAX_INPUT:
             raise ValueError("empty")
     except (ValueError, TypeError, OverflowError):
-        raise ModelError('metadata "input_range" must be a JSON list [low, high] with low < high') from None
+        raise ModelError(
+            f'metadata "input_range" must be a JSON list [low, high] with {-MAX_INPUT:g} <= low < high <= {MAX_INPUT:g}'
+        ) from None
     return low, high

@@ -72,11 +72,10 @@ def _add_named(builder: Builder, node: OnnxNode) -> None:
     try:
         _add_node(builder, node)
     except ModelError as error:
-        raise ModelError(f"node {node.name!r} ({node.op}): {error}") from None
+        raise ModelError(f"node {node.name[:200]!r} ({node.op}): {str(error)[:500]}") from None
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise ModelError(
-            f"node {node.name!r} ({node.op}): malformed ({type(error).__name__}: {error})"
-        ) from None
+        what = f"{type(error).__name__}: {str(error)[:500]}"
+        raise ModelError(f"node {node.name[:200]!r} ({node.op}): malformed ({what})") from None
 
 
 def _add_node(builder: Builder, node: OnnxNode) -> None:

@@ -48,6 +48,8 @@ def _window(node: OnnxNode, shape: Shape, kernel: Sequence[int]) -> _Window:
     if max(*kernel, *strides, *dilations, *pads) > MAX_ELEMENTS:
         raise ModelError("kernel, strides, dilations or pads are too large")
     auto = at.get("auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"):
+        raise ModelError(f"auto_pad {auto[:50]!r} is not known")
     return _Window(tuple(kernel), tuple(strides), tuple(dilations), tuple(pads), auto)
 
 

@@ -124,6 +124,45 @@ def digit_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
     )
 
 
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al., CVPR 2016, figure 2): [n][inputs][h][w] -> [n][outputs][h/stride][w/stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        projection = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
+        self.shortcut = (
+            nn.Identity()
+            if (inputs, stride) == (outputs, 1)
+            else nn.Sequential(projection, nn.BatchNorm2d(outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.body(x) + self.shortcut(x))
+
+
+def residual_network(mean: Tensor, std: Tensor, classes: int) -> nn.Sequential:
+    """[n][channels][8][8] in [0, 1] -> logits [n][classes]: a ResNet-8 with its seven ReLUs, as people write it."""
+    return nn.Sequential(
+        Normalise(mean, std),
+        nn.Conv2d(len(mean), 8, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Residual(8, 8, 1),
+        Residual(8, 16, 2),
+        Residual(16, 32, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
 def frozen(network: nn.Sequential) -> nn.Sequential:
     """The network in evaluation mode with constant quadratics; its other modules are shared, not copied."""
     layers: list[nn.Module] = []

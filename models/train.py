@@ -39,10 +39,15 @@ RECIPES = {
     "lesion64": Recipe(epochs=16, rate=4e-3, turns=True, mirror=True),
     "fashion": Recipe(epochs=8, rate=4e-3, turns=False, mirror=True),
     "digits": Recipe(epochs=60, rate=1e-2, turns=False, mirror=False),
+    "digits_residual": Recipe(epochs=40, rate=1e-2, turns=False, mirror=False),
 }
 
 
-NETWORKS = {"digits": networks.digit_network, "lesion64": networks.large_picture_network}
+NETWORKS = {
+    "digits": networks.digit_network,
+    "digits_residual": networks.residual_network,
+    "lesion64": networks.large_picture_network,
+}
 
 
 def inputs(pictures: NDArray[np.uint8]) -> Tensor:
@@ -134,7 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 2 bad arguments or data."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
-    parser.add_argument("--epochs", type=int, help="default: 20 lesion, 16 lesion64, 8 fashion, 60 digits")
+    parser.add_argument(
+        "--epochs", type=int, help="default: 20 lesion, 16 lesion64, 8 fashion, 60 digits, 40 digits_residual"
+    )
     parser.add_argument(
         "--data",
         type=Path,

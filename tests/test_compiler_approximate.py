@@ -361,18 +361,21 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return d.train_images[:256] / 255.0, d.test_images / 255.0, d.test_labels
 
 
+@pytest.mark.parametrize(("name", "relus"), [("digits_relu", 3), ("digits_residual", 7)])
 def test_a_relu_network_from_an_exporter_within_one_point(
-    digits: tuple[np.ndarray, np.ndarray, np.ndarray],
+    name: str, relus: int, digits: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
     calibration, rows, labels = digits
-    path = MODELS / "digits_relu.onnx"
+    path = MODELS / f"{name}.onnx"
     graph = build_graph(load_onnx(path))
     found = approximate(graph, calibration.reshape(len(calibration), -1), calibrated=True)
-    assert found.error <= found.budget and len(found.fits) == 3
+    assert found.error <= found.budget and len(found.fits) == relus
     plain = onnx_outputs(path, rows.astype(np.float32))
     flat = rows.reshape(len(rows), -1)
     assert np.abs(forward(graph, flat) - plain).max() < 1e-4
-    got = classes_of(forward(found.graph, flat))
+    outside: list[np.ndarray] = []
+    got = classes_of(forward(found.graph, flat, outside))
+    assert not np.any(outside)  # no value of an unseen picture leaves an interval
     accuracy, original = (got == labels).mean(), (classes_of(plain) == labels).mean()
     assert original > 0.98 and accuracy >= original - 0.01
 

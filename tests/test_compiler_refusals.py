@@ -210,6 +210,50 @@ def test_external_data_outside_the_folder(location: str, tmp_path: Path) -> None
     _refused(model, tmp_path, "inside the ONNX file")
 
 
+def test_external_data_beyond_the_shape_is_not_read(tmp_path: Path) -> None:
+    """A file of 64 GiB, nearly all holes, and no length: the library would read all of it."""
+    _, model = _dense()
+    tensor = model.graph.initializer[0]
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(1 << 36)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
+    _refused(model, tmp_path, "more than its shape names")
+
+
+def test_wide_joins_cost_no_memory(tmp_path: Path) -> None:
+    """Every input of a Concat has a matrix of as many rows as the result."""
+    b = ModelBuilder((4,))
+    start = time.perf_counter()
+    _refused(b.model(b.node("Concat", *["image"] * 100_000, axis=1)), tmp_path, "entries in all")
+    assert time.perf_counter() - start < 20
+
+
+def test_long_chains_of_activations_end(tmp_path: Path) -> None:
+    """Far deeper than Python's stack; all but the first do nothing, and the polynomial of the first must serve them all."""
+    b = ModelBuilder((4,))
+    x = "image"
+    for _ in range(3000):
+        x = b.node("Relu", x)
+    path = b.save(tmp_path / "m.onnx", b.dense(x, 4, 2))
+    rows = 2 * b.rows(40).astype(np.float64) - 1
+    with contextlib.suppress(ModelError):
+        compile_model(path, name="m", calibration=rows, precision=0.1)
+
+
+def test_weights_without_elements(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    _refused(b.model(b.node("Gemm", "image", b.constant(np.zeros((4, 0))))), tmp_path, "no elements")
+
+
+def test_an_opset_of_the_future(tmp_path: Path) -> None:
+    b = ModelBuilder((4,))
+    model = b.model(b.dense("image", 4, 3))
+    model.opset_import[0].version = 999
+    _refused(model, tmp_path, "opset 999 is newer")
+
+
 def test_external_data_beside_the_model(tmp_path: Path) -> None:
     _, model = _dense()
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
@@ -217,7 +261,7 @@ def test_external_data_beside_the_model(tmp_path: Path) -> None:
     compile_model(tmp_path / "m.onnx", name="m")
 
 
-RANGES = ["[1, 0]", "[0]", "[NaN, 1]", "0"]
+RANGES = ["[1, 0]", "[0]", "[NaN, 1]", "0", "[-1e308, 1e308]"]
 
 
 @pytest.mark.parametrize(
