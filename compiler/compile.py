@@ -32,7 +32,7 @@ from compiler.lanes import interleave
 from compiler.layouts import Layout
 from compiler.levels import Levels, assign_levels
 from compiler.lower import lower
-from compiler.maxpool import average_for_max, effect
+from compiler.maxpool import average_for_max, effect, untouched_outputs
 from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
 from compiler.pack import Packing, pack
@@ -203,12 +203,14 @@ def compile_model(
     if replaced:
         say("measuring the replacement")
         outputs = evaluate(circuit, weights, p, rows, ends)
-        report["maxpool"] = effect(logits_model(onnx_path), replaced, rows, model.inputs, outputs)
+        before = untouched_outputs(logits_model(onnx_path), rows, model.inputs)
+        report["maxpool"] = effect(before, replaced, outputs)
     if labelled is not None:
         say("validating")
+        untouched = untouched_outputs(logits_model(onnx_path), labelled.x, model.inputs) if replaced else None
         with np.errstate(all="ignore"):
             report["validation"] = validate(
-                graph, approximation.graph, circuit, weights, p, ends, labelled, rows
+                graph, approximation.graph, circuit, weights, p, ends, labelled, rows, untouched
             )
     return CompiledModel(bundle, circuit, weights, report)
 

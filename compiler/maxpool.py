@@ -26,12 +26,10 @@ def average_for_max(model: OnnxModel) -> tuple[OnnxModel, list[str]]:
     return replace(model, nodes=tuple(map(averaged, model.nodes))), names
 
 
-def effect(
-    original: bytes, names: list[str], rows: Array, inputs: tuple[OnnxInput, ...], outputs: Array
-) -> dict[str, Any]:
-    """What replacing `names` did: `outputs` [rows][elements] beside those of the `original` file up to its logits, on the same rows.
+def untouched_outputs(original: bytes, rows: Array, inputs: tuple[OnnxInput, ...]) -> Array:
+    """What the `original` file (up to its logits) gives for rows [rows][elements]: float64 [rows][elements].
 
-    Raises ModelError if ONNX Runtime cannot run the original.
+    Raises ModelError if ONNX Runtime cannot run it.
     """
     try:
         session = onnxruntime.InferenceSession(original, providers=["CPUExecutionProvider"])
@@ -47,10 +45,14 @@ def effect(
     except Exception as error:  # it raises a dozen types of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"ONNX Runtime cannot run the model to compare with: {reason}") from None
-    before = np.array(results)
+    return np.array(results, np.float64)
+
+
+def effect(before: Array, names: list[str], outputs: Array) -> dict[str, Any]:
+    """What replacing `names` did: `outputs` [rows][elements] beside those of the untouched model on the same rows."""
     return {
         "replaced": names,
-        "rows": len(rows),
+        "rows": len(before),
         "same_class": float((before.argmax(axis=1) == outputs.argmax(axis=1)).mean()),
         "largest_change": float(np.abs(before - outputs).max()),
         "largest_logit": float(np.abs(before).max()),

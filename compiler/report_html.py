@@ -97,17 +97,18 @@ def _validation(bundle: Bundle, report: dict[str, Any]) -> str:
             '<h2>Accuracy</h2><p class="soft">Not measured: give labelled rows with --validate X.npz '
             "(arrays x and y).</p>"
         )
-    polynomial, noisy = found["polynomial"], found["noisy"]
-    rows = [
-        ["original network, in float64", str(found["rows"]), _percent(found["accuracy"]), "", ""],
+    steps = [
+        ("with average pooling in place of max pooling", found["averaged"]),
+        ("with polynomials for its activations", found["polynomial"]),
+        ("the circuit with simulated noise", found["noisy"]),
+    ]
+    rows = [["original network", str(found["rows"]), _percent(found["accuracy"]), "", ""]]
+    rows += [
         [
-            "with polynomials for its activations", str(found["rows"]), _percent(polynomial["accuracy"]),
-            _percent(polynomial["agreement"]), f"{polynomial['largest_difference']:.3g}",
-        ],
-        [
-            "the circuit with simulated noise", str(noisy["rows"]), _percent(noisy["accuracy"]),
-            _percent(noisy["agreement"]), f"{noisy['largest_difference']:.3g}",
-        ],
+            name, str(step.get("rows", found["rows"])), _percent(step["accuracy"]), _percent(step["agreement"]),
+            f"{step['largest_difference']:.3g}",
+        ]
+        for name, step in steps if step is not None
     ]  # fmt: skip
     headers = ["", "rows", "accuracy", "same class as the line above", "largest change of a logit"]
     note = (

@@ -16,6 +16,8 @@ from test_compiler_operators import clear_outputs
 from ckks.errors import ModelError
 from ckks.modelfile import CompiledModel
 from compiler.compile import compile_model
+from compiler.report import Budgets, add_budgets
+from compiler.report_html import render
 from he_serve.plaintext import run_onnx
 from he_serve.prediction import Prediction, RawPrediction
 
@@ -285,3 +287,13 @@ def test_max_pooling_replaced_on_request(tmp_path: Path) -> None:
         and report["largest_change"] > 0.01
     )
     assert report["same_class"] == (got.argmax(axis=1) == before.argmax(axis=1)).mean()
+    # Accuracy is lost to the replacement too: the original is the file as it came.
+    labels = before.argmax(axis=1)
+    validated = compile_model(path, name="m", calibration=rows, maxpool="average", validation=(rows, labels))
+    found = validated.report["validation"]
+    assert found["accuracy"] == 1.0
+    assert found["averaged"]["accuracy"] == found["averaged"]["agreement"] == report["same_class"]
+    add_budgets(validated.report, Budgets(accuracy_drop=0.0))
+    (budget,) = validated.report["budgets"]
+    assert budget["value"] == pytest.approx(1 - report["same_class"])
+    assert "with average pooling" in render(validated.bundle, validated.report)
