@@ -106,7 +106,7 @@ def networks(
     for name, (make, options) in NETWORKS.items():
         b = ModelBuilder((1, 6, 6), seed=3)
         path = b.save(tmp_path_factory.mktemp("m") / "m.onnx", make(b))
-        rows = b.rows(16)
+        rows = b.rows(32)
         model = compile_model(path, calibration=rows.astype(np.float64), name="m", **options)
         found[name] = model, rows, onnx_outputs(path, rows)
     return found
