@@ -44,7 +44,7 @@ from he_serve.settings import Settings
 from he_serve.worker import evaluate, load_models
 from keys import SecretKey
 
-MODELS = ("lesion", "fashion", "digits")
+MODELS = ("lesion", "lesion64", "fashion", "digits")
 MAX_PAIRS, BUDGET_S = 9, 40.0
 WORKER_START_S = 60.0
 OTHER = "ONNX Runtime, CPU, float32, not encrypted"
