@@ -1,12 +1,13 @@
-"""A small network as TenSEAL's tutorial would write it: one convolution in im2col form, then squares and matrices. Read off an ONNX file.
+"""A small network as TenSEAL's tutorial would write it: a convolution in im2col form, then squares and matrices. Read off an ONNX file.
 
-Tensors that the network squares are found in the graph; the maps between them are affine in the squares and the values, and are measured
-on unit vectors with ONNX Runtime. A quadratic a x^2 + b x + c becomes a (x + b/2a)^2 + c'.
+Tensors that the network squares are found in the graph; the maps between them (further convolutions, norms, pooling, dense layers: one
+matrix each) are affine in the squares and the values, and are measured on unit vectors with ONNX Runtime.
+A quadratic a x^2 + b x + c becomes a (x + b/2a)^2 + c'.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,20 +22,22 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class VectorNetwork:
-    """kernels [channel][kh][kw], bias [channel] of the convolution; then each (matrix [in][out], bias [out]) after a square.
+    """kernels [channel][input channel][kh][kw], bias [channel] of the convolution; then each (matrix [in][out], bias [out]) after a square.
 
-    offset: subtracted from the picture before zeros are put around it, `pad` of them; stride: of the convolution.
+    offset [input channel]: subtracted from the picture before zeros are put around it, `pad` of them above and to the left, and enough
+    below and to the right for `grid` windows a side; stride: of the convolution.
     """
 
     kernels: Array
     bias: Array
     stride: int
     pad: int
-    offset: float
+    grid: int
+    offset: Array
     dense: tuple[tuple[Array, Array], ...]
 
     def __call__(self, picture: Array) -> Array:
-        """The network in the clear on one picture [h][w]."""
+        """The network in the clear on one picture [input channel][h][w]."""
         x = (_convolve(self.prepare(picture), self.kernels, self.stride) + self.bias[:, None]).ravel()
         for matrix, bias in self.dense:
             x = x**2 @ matrix + bias
@@ -42,22 +45,32 @@ class VectorNetwork:
 
     def prepare(self, picture: Array) -> Array:
         """What a client encrypts of a picture."""
-        return np.pad(picture - self.offset, self.pad)
+        reach = (self.grid - 1) * self.stride + self.kernels.shape[-1]
+        after = [max(0, reach - self.pad - length) for length in picture.shape[1:]]
+        margins = [(0, 0), (self.pad, after[0]), (self.pad, after[1])]
+        return np.pad(picture - self.offset[:, None, None], margins)
+
+    def widened(self, grid: int) -> VectorNetwork:
+        """The same function with `grid` windows a side; the matrix after them has rows of zeros for those that were added."""
+        (matrix, bias), *others = self.dense
+        rows = np.zeros((len(self.kernels), grid, grid, matrix.shape[1]))
+        rows[:, : self.grid, : self.grid] = matrix.reshape(-1, self.grid, self.grid, matrix.shape[1])
+        return replace(self, grid=grid, dense=((rows.reshape(-1, matrix.shape[1]), bias), *others))
 
 
 def _convolve(picture: Array, kernels: Array, stride: int) -> Array:
     """[channel][window]."""
-    windows = np.lib.stride_tricks.sliding_window_view(picture, kernels.shape[1:])[::stride, ::stride]
-    return np.einsum("ijkl,ckl->cij", windows, kernels).reshape(len(kernels), -1)
+    windows = np.lib.stride_tricks.sliding_window_view(picture, kernels.shape[2:], axis=(1, 2))
+    return np.einsum("nijkl,cnkl->cij", windows[:, ::stride, ::stride], kernels).reshape(len(kernels), -1)
 
 
 def read(path: Path) -> VectorNetwork:
-    """The network in `path`: one input channel, a convolution first. Raises ValueError for another form."""
+    """The network in `path`: a convolution first, on a square picture. Raises ValueError for another form."""
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
     squared = [n.input[0] for n in model.graph.node if n.op_type == "Mul" and n.input[0] == n.input[1]]
     convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
-    if len(convolutions) != 1 or not squared:
-        raise ValueError(f"{path.name}: not one convolution and squares")
+    if not convolutions or not squared:
+        raise ValueError(f"{path.name}: not a convolution and squares")
     ends = [model.graph.input[0].name, *squared, model.graph.output[0].name]
     pieces = [_Piece(model, a, b) for a, b in pairwise(ends)]
     origin, linear = pieces[0].measure()[:2]  # no squares before the first one
@@ -65,17 +78,19 @@ def read(path: Path) -> VectorNetwork:
     stride, pad = (attributes[k][0] for k in ("strides", "pads"))
     size = next(w.dims[2] for w in model.graph.initializer if w.name == convolutions[0].input[1])
     channels, height, width = pieces[1].shape[1:]
-    rows, columns = pieces[0].shape[2:]
-    maps = linear.reshape(rows, columns, channels, height, width)
-    i, j = height // 2, width // 2  # a window that no padding touches
-    top, left = i * stride - pad, j * stride - pad
-    kernels = maps[top : top + size, left : left + size, :, i, j].transpose(2, 0, 1)
-    # The bias of a window at the border shows what an offset of the picture contributes to it: bias = scalar - offset * ones.
+    if height != width:
+        raise ValueError(f"{path.name}: its picture is not square")
+    inputs, rows, columns = pieces[0].shape[1:]
+    maps = linear.reshape(inputs, rows, columns, channels, height, width)
+    i = height // 2  # a window that no padding touches
+    at = slice(i * stride - pad, i * stride - pad + size)
+    kernels = maps[:, at, at, :, i, i].transpose(3, 0, 1, 2)
+    # The bias of a window at the border shows what the offset of each input channel contributes: bias = scalar - sum of offset * ones.
     biases, dense = origin.reshape(channels, -1), []
-    ones = _convolve(np.pad(np.ones((rows, columns)), pad), kernels, stride)
-    varying = ones - ones.mean(axis=1, keepdims=True)
-    offset = -float((varying * biases).sum() / (varying**2).sum()) if pad else 0.0
-    bias = (biases + offset * ones).mean(axis=1)
+    ones = np.stack([_ones(kernels, n, rows, pad, stride) for n in range(inputs)])
+    varying = (ones - ones.mean(axis=2, keepdims=True)).reshape(inputs, -1)
+    offset = -np.linalg.lstsq(varying.T, biases.ravel(), rcond=None)[0] if pad else np.zeros(inputs)
+    bias = (biases + np.tensordot(offset, ones, axes=1)).mean(axis=1)
     for piece in pieces[1:]:
         base, straight, curved = piece.measure()
         strongest = np.abs(curved).argmax(axis=1)[:, None]
@@ -86,7 +101,14 @@ def read(path: Path) -> VectorNetwork:
         else:
             bias = bias + shift.reshape(channels, -1).mean(axis=1)
         dense.append((curved, base - shift**2 @ curved))
-    return VectorNetwork(kernels, bias, stride, pad, offset, tuple(dense))
+    return VectorNetwork(kernels, bias, stride, pad, height, offset, tuple(dense))
+
+
+def _ones(kernels: Array, channel: int, size: int, pad: int, stride: int) -> Array:
+    """The convolution of a picture of ones in one input channel, zeros elsewhere: [channel][window]."""
+    picture = np.zeros((kernels.shape[1], size, size))
+    picture[channel] = 1
+    return _convolve(np.pad(picture, [(0, 0), (pad, pad), (pad, pad)]), kernels, stride)
 
 
 class _Piece:
@@ -106,7 +128,12 @@ class _Piece:
 
     def measure(self) -> tuple[Array, Array, Array]:
         """y0, and per input element the linear and the quadratic part of the output: [out], [in][out], [in][out]."""
-        units = np.eye(int(np.prod(self.shape)))
-        base = self._run(np.zeros(len(units)))
-        plus, minus = (np.stack([self._run(sign * unit) for unit in units]) for sign in (1, -1))
-        return base, (plus - minus) / 2, (plus + minus) / 2 - base
+        unit, plus, minus = np.zeros(int(np.prod(self.shape))), [], []
+        base = self._run(unit)
+        for i in range(len(unit)):
+            for sign, found in ((1, plus), (-1, minus)):
+                unit[i] = sign
+                found.append(self._run(unit))
+            unit[i] = 0
+        above, below = np.stack(plus), np.stack(minus)
+        return base, (above - below) / 2, (above + below) / 2 - base
