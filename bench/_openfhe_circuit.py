@@ -67,7 +67,8 @@ class OpenFheCircuit:
 
 
 def _scale_bits(p: Parameters) -> int:
-    return round(math.log2(p.data_primes[-1]))
+    """At level 0 OpenFHE judges noise by this scale, whatever the ciphertext's: an output that was not rescaled has up to q_0's bits."""
+    return min(round(math.log2(p.data_primes[0])), 50)
 
 
 def _doubled(p: Parameters) -> Parameters:

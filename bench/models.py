@@ -76,8 +76,8 @@ def _peer(log_n: int, levels: int, special: int) -> dict[str, Any]:
 CASES = {
     case.name: case
     for case in (
-        Case("lola", 8.0, 0.01, _peer(13, 5, 27), 2 << 30),
-        Case("mlp", 12.0, 0.01, _peer(13, 5, 27), 2 << 30),
+        Case("lola", 8.0, 0.007, _peer(13, 5, 27), 2 << 30),
+        Case("mlp", 12.0, 0.007, _peer(13, 5, 27), 2 << 30),
         Case("lenet", 8.0, 0.03, _peer(14, 7, 29), 18 << 30),
     )
 }

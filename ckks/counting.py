@@ -12,7 +12,9 @@ from ckks.linear import GIANTS_AT_ONCE
 from ckks.parameters import Parameters
 
 COPY = 12  # sums' worth of time for a copy by NumPy: the system clears its pages first
-MATRIX_SHARE = 0.45  # of a sum: a product with a scalar, measured at 0.11 ns a coefficient
+# Of stacks, in sums' worth of time too, fitted to circuits of the throughput layout at N=2^13: a product with a scalar, a limb that a
+# matrix reads or writes, and a limb copied into a result so large that huge pages take it.
+MATRIX_PRODUCT, MATRIX_LIMB, STACK_COPY = 0.21, 2.6, 4.5
 
 
 class Call(NamedTuple):
@@ -87,7 +89,7 @@ class CountingEvaluator:
         self._count("mod_down", call.ntts, int(call.words), times)
         self._call(call, times)
 
-    def _element_wise(self, name: str, a: CountedValue, limbs: int, products: int = 0) -> None:
+    def _element_wise(self, name: str, a: CountedValue, limbs: float, products: int = 0) -> None:
         self._count(name, products=products, times=_times(a))
         self._call(Call("element_wise", a.level, 1, 0, limbs), _times(a))
 
@@ -100,15 +102,18 @@ class CountingEvaluator:
         return a
 
     def add_plain(self, a: CountedValue, weight: str) -> CountedValue:
-        self._element_wise("add_plain", a, (2 + 3 * COPY) * (a.level + 1))
+        copies = 2 * STACK_COPY if a.members else 1 + 3 * COPY
+        self._element_wise("add_plain", a, (1 + copies) * (a.level + 1))
         return a
 
     def multiply_plain(self, a: CountedValue, weight: str, weight_scale: float) -> CountedValue:
-        self._element_wise("multiply_plain", a, (2 + COPY) * (a.level + 1), 2 * (a.level + 1))
+        copies = 2 * STACK_COPY if a.members else COPY
+        self._element_wise("multiply_plain", a, (2 + copies) * (a.level + 1), 2 * (a.level + 1))
         return a
 
     def multiply(self, a: CountedValue, b: CountedValue) -> CountedValue:
-        self._element_wise("multiply", a, 4 * (a.level + 1), 4 * (a.level + 1))
+        copies = 3 * STACK_COPY if a.members else 0
+        self._element_wise("multiply", a, (4 + copies) * (a.level + 1), 4 * (a.level + 1))
         return replace(a, polys=3)
 
     def relinearise(self, a: CountedValue) -> CountedValue:
@@ -168,13 +173,14 @@ class CountingEvaluator:
     def matrix(
         self, stacks: Sequence[CountedValue], weight: str, weight_scale: float, members: int, products: int
     ) -> CountedValue:
-        """A product with a scalar, summed up, costs a MATRIX_SHARE of a sum of limbs."""
+        """Products with scalars, and every limb once."""
         a = stacks[0]
         self._count("matrix")
         self._count("scalar_product", times=products)
         limbs = products * a.polys * (a.level + 1)
         self.cost.products += limbs
-        self._call(Call("element_wise", a.level, 1, 0, limbs * MATRIX_SHARE))
+        touched = (sum(x.members for x in stacks) + members) * a.polys * (a.level + 1)
+        self._call(Call("element_wise", a.level, 1, 0, limbs * MATRIX_PRODUCT + touched * MATRIX_LIMB))
         return CountedValue(a.level, members, a.polys)
 
     def _sums(self, level: int, weight: str, terms: tuple[tuple[int, int], ...]) -> None:

@@ -32,10 +32,12 @@ def is_prime(n: int) -> bool:
     return True
 
 
-def ntt_primes(degree: int, bits: int, count: int, exclude: tuple[int, ...] = ()) -> tuple[int, ...]:
+def ntt_primes(
+    degree: int, bits: int, count: int, exclude: tuple[int, ...] = (), below: bool = False
+) -> tuple[int, ...]:
     """The `count` primes q = 1 mod 2*degree nearest to 2^bits from either side, none in `exclude`, nearest first.
 
-    Scales stay near 2^bits when primes do: the drift after a rescale is q / 2^bits.
+    Scales stay near 2^bits when primes do: the drift after a rescale is q / 2^bits. below: only primes less than 2^bits.
     Raises ParameterError when fewer than `count` such primes lie within a factor of two below or above, or beyond 60 bits.
     """
     if bits > MAX_PRIME_BITS:
@@ -46,7 +48,8 @@ def ntt_primes(degree: int, bits: int, count: int, exclude: tuple[int, ...] = ()
     found: list[int] = []
     for k in range(1, centre // (2 * step)):
         for q in (centre + (k - 1) * step + 1, centre - k * step + 1):
-            if q.bit_length() <= MAX_PRIME_BITS and q not in exclude and is_prime(q):
+            small = q < centre if below else q.bit_length() <= MAX_PRIME_BITS
+            if small and q not in exclude and is_prime(q):
                 found.append(q)
                 if len(found) == count:
                     return tuple(found)

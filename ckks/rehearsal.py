@@ -24,20 +24,20 @@ REPEATS = 5
 class Stopwatch:
     """Times a circuit's layers: `step` goes to ckks.interpreter.run as before_step, `stop` follows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.layers: dict[str, float] = {}
-        self._layer = ""
-        self._start = time.perf_counter()
+        self._clock, self._layer = clock, ""
+        self._start = clock()
 
     def step(self, index: int, instruction: Instruction) -> None:
         """An instruction begins; the one before it has ended."""
         self.stop()
         self._layer = "" if instruction.op in (Op.INPUT, Op.OUTPUT) else instruction.layer
-        self._start = time.perf_counter()
+        self._start = self._clock()
 
     def stop(self) -> None:
         """The last instruction has ended."""
-        self.layers[self._layer] = self.layers.get(self._layer, 0.0) + time.perf_counter() - self._start
+        self.layers[self._layer] = self.layers.get(self._layer, 0.0) + self._clock() - self._start
 
 
 def typical(runs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -51,8 +51,11 @@ def rehearse(
     parameters: Parameters,
     threads: int,
     progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Seconds by layer of a typical one of REPEATS evaluations on the default engine; their sum is the whole evaluation's time.
+
+    clock: what is read for seconds; a process's own time does not count what other processes do meanwhile.
 
     Keys lie in a mapped file, as on a server; as much disk as they take there is used meanwhile. Raises OSError if it is not there.
     """
@@ -66,14 +69,18 @@ def rehearse(
         evaluator = CkksEvaluator(backend, map_keys(path, parameters), encoded)
         inputs = {
             i.name: Ciphertext(
-                random_residues(parameters, parameters.data_rows(i.level), rng, 2), i.level, i.scale
+                random_residues(
+                    parameters, parameters.data_rows(i.level), rng, *((i.members, 2) if i.members else (2,))
+                ),
+                i.level,
+                i.scale,
             )
             for i in circuit.instructions
             if i.op is Op.INPUT
         }
         runs = []
         for done in range(REPEATS + 1):
-            watch = Stopwatch()
+            watch = Stopwatch(clock)
             run(circuit, dict(inputs), evaluator, watch.step)
             watch.stop()
             runs.append(watch.layers)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,41 +13,29 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from ckks.bundle import MAX_PARTS, Bundle, InputSpec, OutputSpec, RotationKey
+from ckks.bundle import Bundle, InputSpec, OutputSpec, RotationKey
 from ckks.bundle import Packing as SlotPacking
-from ckks.circuit import Circuit, Op, Weights, part_names
+from ckks.circuit import Op, part_names
 from ckks.errors import ModelError
-from ckks.machine import KEY_BYTE_SECONDS, Costs, Machine, default_machine
+from ckks.machine import Machine, default_machine
 from ckks.modelfile import CompiledModel, circuit_bytes, sha256, weight_bytes
-from ckks.parameters import MAX_LOG_DEGREE, MIN_LOG_DEGREE, Parameters
+from ckks.parameters import MAX_LOG_DEGREE
 from ckks.security import MAX_LOG_QP, REQUIRED_BITS
 from ckks.verify import verify
 from compiler.approximate import DEFAULT_ERROR, Override, approximate
-from compiler.condition import Program, condition
+from compiler.condition import condition
+from compiler.fitting import OUTPUT_MARGIN, Compiled, Demands, Progress, fit_parameters
 from compiler.fold import fold
 from compiler.graph import Array, Graph, Shape
-from compiler.keysets import Keys, choose, compose, tradeoff
-from compiler.lanes import interleave
+from compiler.keysets import Keys, tradeoff
 from compiler.layouts import Layout
-from compiler.levels import Levels, assign_levels
-from compiler.lower import lower
 from compiler.maxpool import average_for_max, effect, untouched_outputs
 from compiler.onnx_import import load_onnx, logits_model
 from compiler.operators import build_graph
-from compiler.pack import Packing, pack
-from compiler.parameters import (
-    MAX_SCALE_BITS,
-    MIN_SCALE_BITS,
-    Modulus,
-    digit_choices,
-    fits,
-    key_bytes,
-)
-from compiler.precision import Ends, evaluate, predicted_error, promised_errors
+from compiler.precision import evaluate, predicted_error
 from compiler.prices import Prices
 from compiler.report import make_report
 from compiler.rows import Rows, flat_rows, with_ranges
-from compiler.throughput import lower_stacks, stack
 from compiler.validation import labelled_rows, validate
 
 DEFAULT_PRECISION = 1e-3
@@ -60,45 +47,9 @@ MAX_CALIBRATION_ROWS, MIN_CALIBRATION_ROWS = (
 )  # that are used; of large networks fewer, by the next line
 MAX_CALIBRATION_VALUES = 1 << 26  # of the widest tensor, all rows together: 512 MB
 MAX_BATCH = 1 << (MAX_LOG_DEGREE - 1)
-OUTPUT_MARGIN = (
-    3  # bits: inputs outside the calibration data may give larger values, which must not wrap around
-)
 # Of the largest calibrated output: a polynomial that leaves its interval soon gives more, and clients refuse that.
 OUTLYING = 2.0
-# Slots that a part of a tensor takes at most: those of the largest ring. With fewer, all vectors repeat within a ciphertext, and small
-# networks take many parts: for tests.
-MAX_PART_SLOTS = 1 << (MAX_LOG_DEGREE - 1)
-Progress = Callable[[str], None]
 SlotLayout = Literal["latency", "batch"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Demands:
-    """errors: the largest that may be promised for each output, in its units. lanes: images a ciphertext. stacked: the batch layout."""
-
-    errors: tuple[float, ...]
-    keys: Keys
-    security: int
-    lanes: int
-    stacked: bool
-    costs: Costs
-
-
-@dataclass(frozen=True, eq=False)
-class _Compiled:
-    """plain: the circuit with a key for every rotation."""
-
-    parameters: Parameters
-    plain: Circuit
-    circuit: Circuit
-    weights: Weights
-    packing: Packing
-    ends: Ends
-    promised: tuple[float, ...]
-
-    def excess(self, demands: _Demands) -> float:
-        """The largest promise over what is demanded."""
-        return max(p / e for p, e in zip(self.promised, demands.errors, strict=True))
 
 
 def compile_model(
@@ -173,11 +124,10 @@ def compile_model(
     for source in graph.sources:
         if source.name not in {t.name for t in program.inputs}:
             raise ModelError(f"input {source.name!r} meets zero weights only; remove it from the model")
-    levels = assign_levels(program)
     errors = tuple(precision * max(largest, 1e-12) for largest in program.largest_outputs)
     machine = machine or default_machine()
-    demands = _Demands(errors, keys, security, batch, layout == "batch", machine.costs())
-    compiled = _fit(graph, program, levels, rows, demands, say)
+    demands = Demands(errors, keys, security, batch, layout == "batch", machine.costs())
+    compiled = fit_parameters(graph, program, rows, demands, say)
     say("verifying")
     try:
         bundle = _bundle(name, graph, compiled, program.largest_outputs, bool(approximation.fits))
@@ -227,128 +177,8 @@ def _calibration_rows(graph: Graph, calibration: Rows | None) -> Array:
     )
 
 
-def _fit(
-    graph: Graph, program: Program, levels: Levels, rows: Array, demands: _Demands, say: Progress
-) -> _Compiled:
-    """The best of the rings that keep the promise, each with the smallest scale.
-
-    Smaller rings are better, but for tensors that take several ciphertexts there: then the next ring is weighed against it.
-    """
-    elements = max(math.prod(t.shape) for t in program.tensors)
-    rings: list[_Compiled] = []
-    refused: ModelError | None = None
-    for log_degree in range(MIN_LOG_DEGREE, MAX_LOG_DEGREE + 1):
-        degree = 1 << log_degree
-        usable = [
-            bits
-            for bits in range(MIN_SCALE_BITS, MAX_SCALE_BITS + 1)
-            if fits(degree, _modulus(program, levels, bits), demands.security)
-        ]
-        slots = min(degree // 2, MAX_PART_SLOTS) // demands.lanes
-        if (elements > MAX_PARTS * slots and not demands.stacked) or not usable:
-            continue
-        say(f"packing for N=2^{log_degree}")
-        try:
-            packing = stack(program) if demands.stacked else pack(program, levels, slots)
-        except ModelError as error:  # more ciphertexts a tensor need more weights
-            refused = error
-            continue
-        found = _smallest_scale(graph, program, levels, packing, degree, rows, demands, usable, say)
-        if found is not None:
-            rings.append(found)
-            whole = all(layout.parts == 1 for layout in packing.layouts.values())
-            if whole or degree // 2 >= MAX_PART_SLOTS:
-                break
-    if refused is not None and not rings:
-        raise refused
-    if rings:
-        return min(rings, key=lambda ring: _price(ring, demands))
-    raise ModelError(
-        f"no parameters of {demands.security}-bit security fit {levels.top} levels, tensors of up to {elements} elements "
-        f"{'' if demands.lanes == 1 else f'for {demands.lanes} images '}and this precision; use fewer activations, "
-        f"a smaller picture{'' if demands.lanes == 1 else ' or batch'}, a larger precision or a larger budget for keys"
-    )
-
-
-def _price(compiled: _Compiled, demands: _Demands) -> float:
-    """What rings are compared by: bytes of keys for `small`, else seconds, with the upload's share."""
-    size = key_bytes(compiled.parameters, compiled.circuit)
-    if demands.keys == "small":
-        return size
-    prices = Prices(demands.costs).of_weights(compiled.weights)
-    return prices.circuit(compiled.parameters, compiled.circuit) + size * KEY_BYTE_SECONDS
-
-
-def _modulus(program: Program, levels: Levels, scale_bits: int) -> Modulus:
-    base_bits = scale_bits + 1 + OUTPUT_MARGIN + math.ceil(math.log2(program.largest))
-    return Modulus(scale_bits, base_bits, levels.top)
-
-
-def _smallest_scale(
-    graph: Graph,
-    program: Program,
-    levels: Levels,
-    packing: Packing,
-    degree: int,
-    rows: Array,
-    demands: _Demands,
-    usable: list[int],
-    say: Progress,
-) -> _Compiled | None:
-    """Search the scale: the error halves with every bit, so that one simulation predicts where the target lies."""
-    best: _Compiled | None = None
-    low, high = usable[0], usable[-1]
-    bits = min(max(30, low), high)
-    while low <= high:
-        say(f"simulating noise at scale 2^{bits}")
-        tried = _at_scale(graph, program, levels, packing, degree, rows, bits, demands)
-        if tried is not None and tried.excess(demands) <= 1:
-            best, high = tried, bits - 1
-        else:
-            low = bits + 1
-        step = math.ceil(math.log2(tried.excess(demands))) if tried is not None else 1
-        bits = min(max(bits + step, low), high)
-    return best
-
-
-def _at_scale(
-    graph: Graph,
-    program: Program,
-    levels: Levels,
-    packing: Packing,
-    degree: int,
-    rows: Array,
-    bits: int,
-    demands: _Demands,
-) -> _Compiled | None:
-    choices = digit_choices(degree, _modulus(program, levels, bits), demands.security)
-    if not choices:
-        return None
-    names = tuple(output.name for output in graph.outputs)
-
-    def lowered(parameters: Parameters) -> tuple[Circuit, Weights]:
-        make = lower_stacks if packing.stacked else lower
-        single = make(program, packing, levels, parameters, 2.0**bits, names)
-        return interleave(*single, demands.lanes)
-
-    circuit, weights = lowered(choices[0])
-    chosen = choose(circuit, choices, demands.keys, Prices(demands.costs).of_weights(weights))
-    if chosen is None:
-        return None
-    plain, weights = lowered(chosen.parameters)
-    circuit = compose(plain, chosen)
-    inputs = sorted(program.inputs, key=lambda t: t.start)
-    layouts = {key: replace(layout, lanes=demands.lanes) for key, layout in packing.layouts.items()}
-    ends = Ends(
-        tuple((t.name, layouts[id(t)]) for t in inputs),
-        tuple((n, layouts[id(t)]) for n, t in zip(names, program.outputs, strict=True)),
-    )
-    promised = promised_errors(circuit, weights, chosen.parameters, rows, ends)
-    return _Compiled(chosen.parameters, plain, circuit, weights, packing, ends, promised)
-
-
 def _bundle(
-    name: str, graph: Graph, compiled: _Compiled, largest_outputs: tuple[float, ...], fitted: bool
+    name: str, graph: Graph, compiled: Compiled, largest_outputs: tuple[float, ...], fitted: bool
 ) -> Bundle:
     """fitted: some activation is a polynomial over an interval."""
     beyond = OUTLYING if fitted else 2.0**OUTPUT_MARGIN

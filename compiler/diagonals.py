@@ -11,9 +11,7 @@ from scipy.sparse import coo_array
 from compiler.graph import Array
 from compiler.layouts import Layout
 from compiler.matrices import Index
-
-# Costs in units of a hoisted rotation, from the engine's measured times: a giant step decomposes anew, a fold is a whole rotation.
-GIANT_COST, FOLD_COST, DIAGONAL_COST, KEY_COST = 2.4, 2.6, 0.25, 1.0
+from compiler.prices import Steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +29,10 @@ class Offsets:
 
 @dataclass(frozen=True)
 class Split:
-    """Baby steps and giant steps: a rotation by d is its baby, in [-offset, size - offset), and a giant, a multiple of size."""
+    """Baby steps and giant steps: a rotation by d is its baby, in [-offset, size - offset), and a giant, a multiple of size.
+
+    cost: predicted seconds, with the share of the keys' upload.
+    """
 
     size: int
     offset: int
@@ -109,11 +110,17 @@ def _parts(steps: Index, size: int, offset: int, modulus: int) -> tuple[Index, I
 
 
 def splits(
-    blocks: Sequence[Index], modulus: int, slots: int, keys: Set[int], sizes: list[int]
+    blocks: Sequence[Index],
+    modulus: int,
+    slots: int,
+    keys: Set[int],
+    sizes: list[int],
+    costs: Steps,
+    share: float = 1.0,
 ) -> list[Split]:
     """The split of each size and centring for the steps of all blocks of a matrix, cheapest first.
 
-    keys: rotations whose keys exist already.
+    keys: rotations whose keys exist already. share: of the slots that a diagonal fills before it repeats.
     """
     counts: dict[bytes, tuple[Index, int]] = {}  # blocks of one matrix often take the same steps
     for steps in blocks:
@@ -125,10 +132,10 @@ def splits(
             for steps, count in counts.values():
                 giants, babies = _parts(steps, size, offset, modulus)
                 g, b = np.unique(giants[giants != 0]), np.unique(babies[babies != 0])
-                cost += count * (len(b) + GIANT_COST * len(g) + DIAGONAL_COST * len(steps))
+                cost += count * costs.transform(len(b), len(g), len(steps), share)
                 used += [g, b]
             rotations = frozenset((np.concatenate(used) % slots).tolist())
-            found.append(Split(size, offset, cost + KEY_COST * len(rotations - keys), rotations))
+            found.append(Split(size, offset, cost + costs.key * len(rotations - keys), rotations))
     return sorted(found, key=lambda s: s.cost)
 
 

@@ -14,8 +14,9 @@ from typing import Literal
 
 from ckks.circuit import Circuit, Instruction, Op, rotation_path
 from ckks.parameters import Parameters
-from compiler.parameters import cheapest, key_size
+from compiler.parameters import cheapest
 from compiler.prices import Prices
+from compiler.sizes import key_size
 
 SLOWEST = 2.5  # `small` stops where the predicted time would pass this multiple of `fast`
 LAST_RESORT = 8.0  # and a budget in bytes here

@@ -110,6 +110,12 @@ def blocks(size: int, slots: int) -> list[Layout]:
     return found
 
 
+def sparser(size: int, slots: int) -> list[Layout]:
+    """Layouts of `size` elements in a row with fewer copies than fit: what is in the other slots need not be added up."""
+    first = power_of_two(size).bit_length()
+    return [Layout("dense", np.arange(size), 1 << k) for k in range(first, slots.bit_length())]
+
+
 def turned_copies(size: int, consumers: list[int], slots: int) -> list[Layout]:
     """Layouts of an input of `size` elements whose copies fill the slots, each turned on by a share of a consumer's `consumers` outputs.
 

@@ -1,7 +1,8 @@
 """Lowering: tensors in layouts become instructions with exact levels and scales, for given primes.
 
-Every multiplication is followed by a rescale. A linear transform's weight scale is chosen so that its result has the base scale exactly;
-squares and products let the scale drift by q / scale, and the next transform takes the drift back.
+Every multiplication is followed by a rescale, but for those of outputs that stay as they are (compiler/levels.py). A linear transform's
+weight scale is chosen so that its result has the base scale exactly; activations and products let the scale drift by q / scale, and the
+next transform takes the drift back.
 """
 
 from __future__ import annotations
@@ -30,16 +31,35 @@ class Value:
     scale: float
 
 
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """base: of inputs and of most affine results. unscaled: of outputs that are not rescaled, in the order of the program's.
+
+    last: of the affine results (levels.last) that give, squared or multiplied, what those outputs are computed of.
+    """
+
+    base: float
+    unscaled: tuple[float, ...]
+    last: float
+
+    def of_products(self, program: Program, levels: Levels, parameters: Parameters, t: AffineTensor) -> float:
+        """What the linear transforms of `t` give."""
+        if id(t) in levels.unscaled:
+            return self.unscaled[next(i for i, output in enumerate(program.outputs) if output is t)]
+        scale = self.last if id(t) in levels.last else self.base
+        return scale * parameters.data_primes[levels.operand(t)]
+
+
 def lower(
     program: Program,
     packing: Packing,
     levels: Levels,
     parameters: Parameters,
-    scale: float,
+    scales: Scales,
     names: tuple[str, ...],
 ) -> tuple[Circuit, Weights]:
-    """The circuit and its weights; inputs and every affine result are at `scale`. names: of the outputs."""
-    emitter = Emitter(parameters, scale)
+    """The circuit and its weights. names: of the outputs."""
+    emitter = Emitter(parameters)
     tensors: dict[int, _Parts] = {}
     activations: dict[int, _Parts] = {}
     for t in program.tensors:
@@ -47,13 +67,14 @@ def lower(
         layout, parts = packing.layouts[id(t)], packing.parts[id(t)]
         if isinstance(t, InputTensor):
             value = {
-                k: emitter.emit(Op.INPUT, (), level, scale, name=name)
+                k: emitter.emit(Op.INPUT, (), level, scales.base, name=name)
                 for k, name in enumerate(part_names(t.name, layout.parts))
             }
         else:
             emitter.layer = t.layer[:MAX_LAYER_NAME]
             if isinstance(t, AffineTensor):
-                value = _affine(emitter, t, packing, level, activations)
+                products = scales.of_products(program, levels, parameters, t)
+                value = _affine(emitter, t, packing, levels, products, activations)
             else:
                 left, right = tensors[id(t.left)], tensors[id(t.right)]
                 value = {
@@ -92,9 +113,8 @@ _Parts = dict[int, Value]  # of a tensor or an activation, by part; those that n
 class Emitter:
     """Appends instructions; computes their levels and scales from their operands."""
 
-    def __init__(self, parameters: Parameters, scale: float) -> None:
+    def __init__(self, parameters: Parameters) -> None:
         self.primes = parameters.data_primes
-        self.scale = scale
         self.instructions: list[Instruction] = []
         self.weights: dict[str, Array] = {}
         self.layer = ""
@@ -141,13 +161,20 @@ class Emitter:
 
 
 def _affine(
-    emitter: Emitter, t: AffineTensor, packing: Packing, level: int, activations: dict[int, _Parts]
+    emitter: Emitter,
+    t: AffineTensor,
+    packing: Packing,
+    levels: Levels,
+    products: float,
+    activations: dict[int, _Parts],
 ) -> _Parts:
+    """products: the scale of what its transforms give."""
+    late, unscaled = levels.tensors[id(t)] == 0, id(t) in levels.unscaled
     # By part and folds: transforms that fold alike are added first.
     sums: dict[tuple[int, tuple[int, ...]], Value] = {}
     for transform in packing.transforms[id(t)]:
-        a = emitter.drop(activations[id(transform.activation)][transform.source], level + 1)
-        factor = emitter.scale * emitter.primes[level + 1] / a.scale
+        a = emitter.drop(activations[id(transform.activation)][transform.source], levels.operand(t))
+        factor = products / a.scale
         y = emitter.emit(
             Op.LINEAR_TRANSFORM,
             (a,),
@@ -163,10 +190,10 @@ def _affine(
     for (k, folds), y in sums.items():
         # Folding adds up the rounding of a rescale before it. Rotations are cheaper after it: done so but in the output, where
         # they are cheap anyway and no later layer averages.
-        y = y if level == 0 else emitter.rescale(y)
+        y = y if late else emitter.rescale(y)
         for steps in folds:
             y = emitter.add(y, emitter.emit(Op.ROTATE, (y,), y.level, y.scale, steps=steps))
-        y = emitter.rescale(y) if level == 0 else y
+        y = emitter.rescale(y) if late and not unscaled else y
         totals[k] = emitter.add(totals[k], y) if k in totals else y
     layout = packing.layouts[id(t)]
     for k, total in totals.items():
@@ -194,7 +221,8 @@ def activate(
         leading = emitter.drop(powers[len(c) - 1], level)
         rest = _evaluate(emitter, c[:-1], powers, level, leading.scale, layout)
         return leading if rest is None else _sum(emitter, rest, leading)
-    result = _evaluate(emitter, c, powers, level, u.scale, layout)
+    drifted = u.scale**2 / emitter.primes[level + 1]
+    result = _evaluate(emitter, c, powers, level, drifted, layout)
     assert isinstance(result, Value)  # a polynomial that is constant is no activation
     return result
 

@@ -1,13 +1,13 @@
 """Packing: a layout for every tensor, and for every matrix between two tensors its diagonals, baby steps and giant steps.
 
-Layouts, splits and rotation keys are chosen together by a beam search along the network under the cost model of compiler/diagonals.py:
+Layouts, splits and rotation keys are chosen together by a beam search along the network under the cost model of compiler/prices.py:
 the state is the layouts chosen so far and the keys they need, so that layers come to share keys.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,9 @@ from compiler.condition import (
 )
 from compiler.diagonals import Split
 from compiler.graph import Array
-from compiler.layouts import Layout, blocks, candidates, turned_copies
+from compiler.layouts import Layout, blocks, candidates, sparser, turned_copies
 from compiler.levels import Levels
+from compiler.prices import Steps
 
 BEAM = 48
 OPTIONS = 4  # splits kept per pair of layouts during the search
@@ -66,14 +67,35 @@ class Packing:
 
 @dataclass(frozen=True, eq=False)
 class _Edge:
-    """A matrix between two layout groups; weight: cost of a rotation at its level relative to the top level."""
+    """A matrix between two layout groups."""
 
     target: AffineTensor
     activation: Activation
     matrix: coo_array
     source_group: int
     target_group: int
-    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What there is to choose from: layouts by group, and edges. blocks: by edge and the numbers of its two layouts, where known."""
+
+    program: Program
+    slots: int
+    groups: Mapping[int, int]
+    layouts: Mapping[int, list[Layout]]
+    edges: list[_Edge]
+    blocks: dict[tuple[int, int, int], Blocks]
+
+    def found(self, edge: int, source: int, target: int) -> Blocks:
+        """The blocks of an edge between two of its layouts."""
+        key = edge, source, target
+        if key not in self.blocks:
+            e = self.edges[edge]
+            self.blocks[key] = find_blocks(
+                e.matrix, self.layouts[e.source_group][source], self.layouts[e.target_group][target]
+            )
+        return self.blocks[key]
 
 
 @dataclass(frozen=True)
@@ -83,38 +105,64 @@ class _State:
     keys: frozenset[int]
 
 
-def pack(program: Program, levels: Levels, slots: int) -> Packing:
-    """Pack for ciphertexts of `slots` slots. Raises ModelError when a tensor does not fit."""
+def choices(program: Program, slots: int) -> Choices:
+    """For ciphertexts of `slots` slots. Raises ModelError when a tensor does not fit."""
     groups = _groups(program)
-    layouts = _candidates(program, groups, slots)
-    edges = _edges(program, levels, groups)
+    return Choices(program, slots, groups, _candidates(program, groups, slots), _edges(program, groups), {})
+
+
+def pack(given: Choices, levels: Levels, tidy: bool, costs: Callable[[int, int], Steps]) -> Packing:
+    """The cheapest chain of layouts. costs(level, level of the result): of linear transforms.
+
+    tidy: what outputs without rescaling are computed of has nothing in slots without an element. Raises ModelError for too many weights.
+    """
+    layouts = {
+        g: [
+            c
+            for c in range(len(found))
+            if not (tidy and g in _before_unscaled(given, levels)) or found[c].fold is None
+        ]
+        for g, found in given.layouts.items()
+    }
+    prices = [_edge_costs(e, levels, costs) for e in given.edges]
     order = sorted(layouts)
     position = {g: i for i, g in enumerate(order)}
-    pairs: dict[tuple[int, int, int], tuple[Blocks, list[Split]]] = {}
+    options: dict[tuple[int, int, int], list[Split]] = {}
     states = [_State(0.0, (), frozenset())]
     for i, g in enumerate(order):
         due = [
             (k, e)
-            for k, e in enumerate(edges)
+            for k, e in enumerate(given.edges)
             if max(position[e.source_group], position[e.target_group]) == i
         ]
         grown = []
         for state in states:
-            for c in range(len(layouts[g])):
+            for c in layouts[g]:
                 choice = (*state.choice, c)
                 cost, keys = state.cost, state.keys
                 for k, e in due:
-                    a, b = choice[position[e.source_group]], choice[position[e.target_group]]
-                    if (k, a, b) not in pairs:
-                        pairs[k, a, b] = _options(
-                            e, layouts[e.source_group][a], layouts[e.target_group][b], slots
-                        )
-                    step, keys = _price(e, *pairs[k, a, b], keys)
+                    pair = k, choice[position[e.source_group]], choice[position[e.target_group]]
+                    found = given.found(*pair)
+                    if pair not in options:
+                        period = given.layouts[e.source_group][pair[1]].period
+                        options[pair] = _options(found, period, given.slots, prices[k])
+                    step, keys = _price(found, options[pair], prices[k], keys)
                     cost += step
                 grown.append(_State(cost, choice, keys))
         states = sorted(grown, key=lambda s: s.cost)[:BEAM]
-    chosen = {g: layouts[g][c] for g, c in zip(order, states[0].choice, strict=True)}
-    return _finish(program, edges, groups, chosen, slots)
+    chosen = dict(zip(order, states[0].choice, strict=True))
+    return _finish(given, prices, chosen)
+
+
+def _edge_costs(edge: _Edge, levels: Levels, costs: Callable[[int, int], Steps]) -> Steps:
+    """Folds come after the rescale, but for outputs (compiler/lower.py)."""
+    level, result = levels.operand(edge.target), levels.tensors[id(edge.target)]
+    return costs(level, result if result else level)
+
+
+def _before_unscaled(given: Choices, levels: Levels) -> set[int]:
+    """The groups of tensors that outputs without rescaling are computed of."""
+    return {e.source_group for e in given.edges if id(e.target) in levels.unscaled}
 
 
 def _groups(program: Program) -> dict[int, int]:
@@ -137,6 +185,8 @@ def _candidates(program: Program, groups: dict[int, int], slots: int) -> dict[in
             # Nobody makes such copies of a factor or a product, which share the input's layout.
             if isinstance(t, InputTensor) and list(groups.values()).count(groups[id(t)]) == 1:
                 layouts += turned_copies(math.prod(t.shape), _wide_consumers(program, t), slots)
+            if t in program.outputs and math.prod(t.shape) < slots:
+                layouts += sparser(math.prod(t.shape), slots)
             if not layouts:
                 raise ModelError(
                     f"{program.layer_of(t)!r}: a tensor of shape {t.shape} needs more than {MAX_PARTS} "
@@ -169,45 +219,46 @@ def _may_be_untidy(program: Program, tensor: Tensor) -> bool:
     return True
 
 
-def _edges(program: Program, levels: Levels, groups: dict[int, int]) -> list[_Edge]:
-    edges = []
-    for t in program.tensors:
-        if not isinstance(t, AffineTensor):
-            continue
-        weight = ((levels.tensors[id(t)] + 3) / (levels.top + 2)) ** 1.5
-        for activation, matrix in t.terms:
-            groups_of = groups[id(activation.tensor)], groups[id(t)]
-            edges.append(_Edge(t, activation, coo_array(matrix), *groups_of, weight))
-    return edges
+def _edges(program: Program, groups: Mapping[int, int]) -> list[_Edge]:
+    return [
+        _Edge(t, activation, coo_array(matrix), groups[id(activation.tensor)], groups[id(t)])
+        for t in program.tensors
+        if isinstance(t, AffineTensor)
+        for activation, matrix in t.terms
+    ]
 
 
-def _options(edge: _Edge, source: Layout, target: Layout, slots: int) -> tuple[Blocks, list[Split]]:
-    found = find_blocks(edge.matrix, source, target)
+def _options(found: Blocks, period: int, slots: int, costs: Steps) -> list[Split]:
     few = sum(map(len, found.steps)) <= 2048
-    sizes = dg.coarse_sizes(source.period) if few else [1 << (source.period.bit_length() // 2)]
-    return found, dg.splits(found.steps, source.period, slots, set(), sizes)[:OPTIONS]
+    sizes = dg.coarse_sizes(period) if few else [1 << (period.bit_length() // 2)]
+    return dg.splits(found.steps, period, slots, set(), sizes, costs, found.offsets[0].period / slots)[
+        :OPTIONS
+    ]
 
 
 def _price(
-    edge: _Edge, found: Blocks, options: list[Split], keys: frozenset[int]
+    found: Blocks, options: list[Split], costs: Steps, keys: frozenset[int]
 ) -> tuple[float, frozenset[int]]:
     """The cheapest option given the keys so far, and the keys with it."""
     folds = frozenset(found.folds)
-    best = min(options, key=lambda s: s.cost - dg.KEY_COST * len(s.rotations & keys))
+    best = min(options, key=lambda s: s.cost - costs.key * len(s.rotations & keys))
     cost = (
         best.cost
-        - dg.KEY_COST * len(best.rotations & keys)
-        + dg.FOLD_COST * len(folds) * len({q for _, q in found.parts})
-        + dg.KEY_COST * len(folds - keys)
+        - costs.key * len(best.rotations & keys)
+        + costs.fold * len(folds) * len({q for _, q in found.parts})
+        + costs.key * len(folds - keys)
     )
-    return edge.weight * cost, keys | best.rotations | folds
+    return cost, keys | best.rotations | folds
 
 
-def _finish(
-    program: Program, edges: list[_Edge], groups: dict[int, int], chosen: dict[int, Layout], slots: int
-) -> Packing:
+def _finish(given: Choices, prices: list[Steps], picked_layouts: dict[int, int]) -> Packing:
     """Diagonals for the chosen layouts; splits are searched again finely, each given the keys of all the others."""
-    found = [find_blocks(e.matrix, chosen[e.source_group], chosen[e.target_group]) for e in edges]
+    program, edges, groups, slots = given.program, given.edges, given.groups, given.slots
+    chosen = {g: given.layouts[g][c] for g, c in picked_layouts.items()}
+    found = [
+        given.found(k, picked_layouts[e.source_group], picked_layouts[e.target_group])
+        for k, e in enumerate(edges)
+    ]
     if sum(len(o.steps) * o.period for f in found for o in f.offsets) > MAX_DIAGONAL_VALUES:
         raise ModelError(
             "the packed weights would take more than 1 GiB; make the dense layers or the picture smaller"
@@ -218,8 +269,10 @@ def _finish(
             others = {r for i, s in enumerate(picked) if s and i != k for r in s.rotations} | {
                 r for f in found for r in f.folds
             }
-            period = chosen[e.source_group].period
-            picked[k] = dg.splits(found[k].steps, period, slots, others, dg.fine_sizes(period))[0]
+            period, share = chosen[e.source_group].period, found[k].offsets[0].period / slots
+            picked[k] = dg.splits(
+                found[k].steps, period, slots, others, dg.fine_sizes(period), prices[k], share
+            )[0]
     transforms: dict[int, list[Transform]] = {}
     for e, f, split in zip(edges, found, picked, strict=True):
         source, target = chosen[e.source_group], chosen[e.target_group]

@@ -12,11 +12,14 @@ from ckks.parameters import Parameters
 from ckks.primes import MAX_PRIME_BITS, ntt_primes
 from ckks.security import REQUIRED_BITS, max_log_qp
 from compiler.prices import Prices
+from compiler.sizes import key_bytes
 
 MIN_SCALE_BITS, MAX_SCALE_BITS = 26, 50
 # P exceeds the largest digit by 2^SPECIAL_MARGIN: key-switching noise then stays near the rounding of its division.
 SPECIAL_MARGIN = 3
-FAST_BITS = 48  # special primes up to here run on the engine's double-precision kernels; larger ones only if one limb needs it
+FAST_BITS = (
+    49  # special primes below 2^49 run on the engine's vector kernels; larger ones only if one limb needs it
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,13 @@ def digit_choices(degree: int, modulus: Modulus, security: int = REQUIRED_BITS) 
     for alpha in range(1, limbs + 1):
         digit = max(math.log2(math.prod(data[i : i + alpha])) for i in range(0, limbs, alpha))
         for count in range(1, alpha + 1):
-            for margin in (
-                SPECIAL_MARGIN,
-                0.5,
-            ):  # the small margin where the modulus has no room for the other
-                bits = max(math.ceil((digit + margin) / count), 20)
+            # A smaller margin where the modulus has no room for the usual one, or would leave the fast kernels.
+            most, least = (max(math.ceil((digit + m) / count), 20) for m in (SPECIAL_MARGIN, 0.5))
+            for bits in sorted(range(least, most + 1), key=lambda b: (b > FAST_BITS, -b)):
                 if bits > max(FAST_BITS, modulus.base_bits + SPECIAL_MARGIN) or bits > MAX_PRIME_BITS:
                     continue
                 try:
-                    special = ntt_primes(degree, bits, count, exclude=data)
+                    special = ntt_primes(degree, bits, count, exclude=data, below=bits == FAST_BITS)
                     made = Parameters(degree, data, special, alpha)
                 except InputError:
                     continue
@@ -68,30 +69,6 @@ def digit_choices(degree: int, modulus: Modulus, security: int = REQUIRED_BITS) 
                     found.append(made)
                     break
     return found
-
-
-def key_bytes(parameters: Parameters, circuit: Circuit) -> int:
-    """Bytes of the seeded evaluation keys a client uploads for `circuit`."""
-    needs = circuit.key_needs()
-    levels = [
-        *needs.rotations.values(),
-        *([needs.relinearisation] if needs.relinearisation is not None else []),
-    ]
-    return sum(key_size(parameters, level) for level in levels)
-
-
-def key_size(parameters: Parameters, level: int) -> int:
-    """Bytes of one seeded evaluation key for use at `level` and below."""
-    return len(parameters.digits(level)) * _row_bytes(parameters, parameters.extended_rows(level))
-
-
-def ciphertext_bytes(parameters: Parameters, level: int, members: int = 0) -> int:
-    """Bytes of the seeded ciphertext, or stack, a client sends at `level`."""
-    return max(members, 1) * _row_bytes(parameters, parameters.data_rows(level))
-
-
-def _row_bytes(parameters: Parameters, rows: tuple[int, ...]) -> int:
-    return sum(4 if parameters.moduli[r] < 1 << 32 else 8 for r in rows) * parameters.degree
 
 
 def cheapest(

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ckks.circuit import Circuit, Op, Weights
-from ckks.counting import CountedValue, CountingEvaluator
+from ckks.counting import CountedValue, CountingEvaluator, sums_call
 from ckks.interpreter import run
-from ckks.machine import Costs
+from ckks.machine import KEY_BYTE_SECONDS, Costs
 from ckks.parameters import Parameters
+from compiler.sizes import key_size
 
 SWITCHING = ("decompose", "key_product", "key_switch", "mod_down")
 
@@ -30,6 +31,28 @@ class Switches:
     def babies(self, hoisted: int) -> float:
         """So many rotations of one decomposition."""
         return self.pair + (hoisted - 2) * self.hoisted if hoisted > 1 else hoisted * self.single
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds that a linear transform's parts take at its level. fold: a rotation of its result, and the addition. key: the upload's share.
+
+    product: of a diagonal that fills the slots; (2 + share) / 3 of that where it takes only a share of them.
+    baby, giant: what either adds to the sums, beside its rotation.
+    """
+
+    switches: Switches
+    product: float
+    baby: float
+    giant: float
+    fold: float
+    key: float
+
+    def transform(self, babies: int, giants: int, diagonals: int, share: float) -> float:
+        """Seconds of a transform with so many rotations of each kind, unmoved ones not counted."""
+        rotations = self.switches.babies(babies) + giants * self.switches.inside
+        sums = diagonals * self.product * (2 + share) / 3 + babies * self.baby + giants * self.giant
+        return rotations + sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +92,22 @@ class Prices:
                 alone=self.costs.seconds(parameters, alone.cost.calls),
             )
         return self._switches[parameters, level]
+
+    def steps(self, parameters: Parameters, level: int, result: int) -> Steps:
+        """Of linear transforms at `level` whose results are folded at level `result`."""
+        adding = CountingEvaluator(parameters)
+        adding.add(CountedValue(result), CountedValue(result))
+        row = self.costs.seconds(parameters, {sums_call(parameters, level, 64, 8, 8, 1.0): 1}) / (
+            64 * 3 + 8 * 2 + 8
+        )
+        return Steps(
+            switches=self.switches(parameters, level),
+            product=3 * row,
+            baby=2 * row,
+            giant=row,
+            fold=self.switches(parameters, result).alone + self.costs.seconds(parameters, adding.cost.calls),
+            key=key_size(parameters, level) * KEY_BYTE_SECONDS,
+        )
 
     def _transform(self, parameters: Parameters, level: int, babies: int, giants: int) -> float:
         """With so many rotations, and without its sums, which are there whatever keys there are."""

@@ -21,8 +21,8 @@ from compiler.condition import AffineTensor, Program
 from compiler.fit import grid
 from compiler.layouts import Layout
 from compiler.pack import Packing
-from compiler.parameters import ciphertext_bytes, key_bytes
 from compiler.prices import Prices
+from compiler.sizes import ciphertext_bytes, key_bytes
 
 CURVE_POINTS = 129  # of a fit in the report
 

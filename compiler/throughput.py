@@ -24,7 +24,7 @@ from ckks.parameters import Parameters
 from compiler.condition import Activation, AffineTensor, Function, InputTensor, ProductTensor, Program, Tensor
 from compiler.layouts import Layout
 from compiler.levels import Levels
-from compiler.lower import ACTIVATION, MAX_LAYER_NAME, Emitter, Value, activate, uses
+from compiler.lower import ACTIVATION, MAX_LAYER_NAME, Emitter, Scales, Value, activate, uses
 from compiler.pack import MAX_DIAGONAL_VALUES, Packing
 
 CHUNK = 256  # members: a value of N=2^14 and 8 limbs then takes 0.5 GB
@@ -59,13 +59,11 @@ def lower_stacks(
     packing: Packing,
     levels: Levels,
     parameters: Parameters,
-    scale: float,
+    scales: Scales,
     names: tuple[str, ...],
 ) -> tuple[Circuit, Weights]:
-    """The circuit and its weights; input and every affine result are at `scale`. names: the output's."""
-    lowering = _Lowering(
-        program, levels, Emitter(parameters, scale), late_squares(program, levels, parameters)
-    )
+    """The circuit and its weights. names: the output's."""
+    lowering = _Lowering(program, levels, scales, parameters)
     emitter = lowering.emitter
     for t in program.tensors:
         lowering.tensor(t)
@@ -93,8 +91,9 @@ def _without_unused(circuit: Circuit, weights: Weights) -> tuple[Circuit, Weight
 class _Lowering:
     """tensors, activations: the pieces of each, by id. sums: of late squares, by id of the tensor that they are summed into."""
 
-    def __init__(self, program: Program, levels: Levels, emitter: Emitter, late: set[int]) -> None:
-        self.program, self.levels, self.emitter, self.late = program, levels, emitter, late
+    def __init__(self, program: Program, levels: Levels, scales: Scales, parameters: Parameters) -> None:
+        self.program, self.levels, self.scales, self.parameters = program, levels, scales, parameters
+        self.emitter, self.late = Emitter(parameters), late_squares(program, levels, parameters)
         self.tensors: dict[int, Pieces] = {}
         self.activations: dict[int, Pieces] = {}
         self.sums: dict[int, Pieces] = {}
@@ -113,14 +112,14 @@ class _Lowering:
         pieces = self.tensors.setdefault(id(t), {})
         if isinstance(t, InputTensor):
             size = math.prod(t.shape)
-            value = self.emitter.emit(Op.INPUT, (), level, self.emitter.scale, name=t.name, members=size)
+            value = self.emitter.emit(Op.INPUT, (), level, self.scales.base, name=t.name, members=size)
             pieces[0, size] = value
             self._activate(t, (0, size), value)
             return
         for at in self.ranges(t):
             self.emitter.layer = layer[:MAX_LAYER_NAME]
             if isinstance(t, AffineTensor):
-                value = self._affine(t, at, level)
+                value = self._affine(t, at)
             else:
                 factors = (self.tensors[id(x)][at] for x in (t.left, t.right))
                 value = self.emitter.multiply(*(self._drop(x, level + 1) for x in factors))
@@ -152,11 +151,12 @@ class _Lowering:
         sums = self.sums.setdefault(id(user), {})
         for target in self.ranges(user):
             if (part := _part(matrix, target, at)).nnz or target not in sums:
-                y = self._matrix([part], [square], self.levels.tensors[id(user)])
+                y = self._matrix(user, [part], [square])
                 sums[target] = self.emitter.add(sums[target], y) if target in sums else y
 
-    def _affine(self, t: AffineTensor, at: Range, level: int) -> Value:
+    def _affine(self, t: AffineTensor, at: Range) -> Value:
         total: Value | None = None
+        level = self.levels.operand(t)
         if (late := self.sums.get(id(t), {}).pop(at, None)) is not None:
             relinearised = self.emitter.emit(Op.RELINEARISE, (late,), late.level, late.scale)
             total = self.emitter.rescale(relinearised)
@@ -165,17 +165,17 @@ class _Lowering:
             parts = {source: _part(matrix, at, source) for source in pieces}
             used = [source for source in pieces if parts[source].nnz] or list(pieces)[:1]
             if used:
-                y = self._matrix(
-                    [parts[s] for s in used], [self._drop(pieces[s], level + 1) for s in used], level
-                )
+                y = self._matrix(t, [parts[s] for s in used], [self._drop(pieces[s], level) for s in used])
                 total = y if total is None else self.emitter.add(total, y)
         assert total is not None  # folding keeps at least one term
-        return self.emitter.add_plain(self.emitter.rescale(total), t.bias[slice(*at)])
+        total = total if id(t) in self.levels.unscaled else self.emitter.rescale(total)
+        return self.emitter.add_plain(total, t.bias[slice(*at)])
 
-    def _matrix(self, parts: list[csr_array], stacks: list[Value], level: int) -> Value:
-        """At the level of the stacks, and at the scale that rescaling to `level` makes the base scale."""
-        a, weight = stacks[0], hstack(parts).toarray()
-        wanted = self.emitter.scale * math.prod(self.emitter.primes[level + 1 : a.level + 1])
+    def _matrix(self, t: AffineTensor, parts: list[csr_array], stacks: list[Value]) -> Value:
+        """At the level of the stacks, and at the scale that rescaling to the level of t's products makes theirs."""
+        a, weight, level = stacks[0], hstack(parts).toarray(), self.levels.operand(t)
+        wanted = self.scales.of_products(self.program, self.levels, self.parameters, t)
+        wanted *= math.prod(self.emitter.primes[level + 1 : a.level + 1])
         return self.emitter.emit(
             Op.MATRIX,
             tuple(stacks),
@@ -210,7 +210,7 @@ def late_squares(program: Program, levels: Levels, parameters: Parameters) -> se
     for key, of in users.items():
         t, activation, products = of[0]
         level = levels.activations[key]
-        if activation.function is not Function.SQUARE or len(of) > 1 or levels.tensors[id(t)] + 1 != level:
+        if activation.function is not Function.SQUARE or len(of) > 1 or levels.operand(t) != level:
             continue
         inputs, outputs = math.prod(activation.tensor.shape), math.prod(t.shape)
         times = [_seconds(parameters, level + 1, inputs, outputs, products, late) for late in (False, True)]

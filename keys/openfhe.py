@@ -311,7 +311,8 @@ def _templates(p: Parameters) -> _Templates:
     asked.SetRingDim(p.degree)
     asked.SetBatchSize(p.slots)
     asked.SetMultiplicativeDepth(len(p.moduli) - 1)
-    scale_bits = min(round(math.log2(p.data_primes[-1])), 50)
+    # At level 0 OpenFHE judges noise by this scale, whatever the ciphertext's: an output that was not rescaled has up to q_0's bits.
+    scale_bits = min(round(math.log2(p.data_primes[0])), 50)
     asked.SetScalingModSize(scale_bits)
     asked.SetFirstModSize(scale_bits + 8)
     asked.SetScalingTechnique(openfhe.FIXEDMANUAL)

@@ -11,8 +11,9 @@ from ckks.machine import default_machine
 from ckks.noise import NoiseModel
 from ckks.security import max_log_qp
 from compiler.keysets import choose
-from compiler.parameters import Modulus, cheapest, digit_choices, key_bytes
+from compiler.parameters import Modulus, cheapest, digit_choices
 from compiler.prices import Prices
+from compiler.sizes import key_bytes
 
 PRICES = Prices(default_machine().costs())
 CHAINS = [

@@ -26,8 +26,9 @@ from ckks.modelfile import CompiledModel
 from ckks.verify import verify
 from compiler.compile import compile_model
 from compiler.keysets import Keys, compose, key_sets
-from compiler.parameters import Modulus, digit_choices, key_bytes
+from compiler.parameters import Modulus, digit_choices
 from compiler.prices import Prices
+from compiler.sizes import key_bytes
 from he_serve.packing import pack, unpack
 from keys import SecretKey
 

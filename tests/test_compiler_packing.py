@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import coo_array
 
+from ckks.counting import CountedValue, CountingEvaluator
 from ckks.errors import ModelError
+from ckks.machine import default_machine
 from compiler import diagonals as dg
+from compiler.diagonals import Split
 from compiler.layouts import Layout, blocks, candidates, power_of_two, turned_copies
 from compiler.matrices import windows
+from compiler.parameters import Modulus, digit_choices
+from compiler.prices import Prices, Steps
 
 SLOTS = 1024
+COSTS = Prices(default_machine().costs()).steps(digit_choices(1 << 14, Modulus(27, 37, 7))[0], 4, 3)
 
 
 @st.composite
@@ -121,7 +128,7 @@ def test_turned_copies_divide_the_diagonals_and_leave_a_tidy_result() -> None:
 def test_splits_name_the_rotations_they_need(source: Layout, target: Layout) -> None:
     matrix = coo_array(np.ones((len(target.slots), len(source.slots))))
     found = dg.offsets(matrix, source, target)
-    for split in dg.splits([found.steps], source.period, SLOTS, set(), dg.fine_sizes(source.period)):
+    for split in dg.splits([found.steps], source.period, SLOTS, set(), dg.fine_sizes(source.period), COSTS):
         terms = dg.terms(found.steps, split, source.period, SLOTS)
         assert {step for term in terms for step in term} - {0} == split.rotations
         assert all(
@@ -155,7 +162,7 @@ def test_padded_planes_make_convolutions_cheap() -> None:
     matrix = coo_array(convolution(np.ones((32, 16, 3, 3)), 1, window, 16 * 196))
     found = dg.offsets(matrix, planes, wider)
     assert len(found.steps) == 144 and found.period == 8192 and not found.folds
-    best = dg.splits([found.steps], 4096, 8192, set(), dg.fine_sizes(4096))[0]
+    best = dg.splits([found.steps], 4096, 8192, set(), dg.fine_sizes(4096), COSTS)[0]
     assert len(best.rotations) <= 24
 
 
@@ -177,3 +184,34 @@ def test_windows_that_do_not_fit_are_refused() -> None:
         windows((1, 1, 4, 4), (5, 5), (1, 1), (0, 0, 0, 0), (1, 1), (0, 0))
     with pytest.raises(ModelError, match="entries"):
         windows((1, 100, 300, 300), (9, 9), (1, 1), (4, 4, 4, 4), (1, 1), (0, 0))
+
+
+def test_splits_follow_the_prices_of_their_level() -> None:
+    """64 steps in a row: dear giant steps are few, cheap ones many; a key that is there already costs nothing."""
+    steps = np.arange(64)
+
+    def best(costs: Steps, keys: set[int]) -> Split:
+        return dg.splits([steps], 4096, 4096, keys, dg.fine_sizes(4096), costs)[0]
+
+    def giants(split: Split) -> int:
+        return len({giant for giant, _ in dg.terms(steps, split, 4096, 4096)})
+
+    dear = replace(COSTS, switches=replace(COSTS.switches, inside=20 * COSTS.switches.hoisted))
+    cheap = replace(COSTS, switches=replace(COSTS.switches, inside=COSTS.switches.hoisted))
+    assert giants(best(dear, set())) < giants(best(COSTS, set())) <= giants(best(cheap, set()))
+    known = best(COSTS, set())
+    assert math.isclose(best(COSTS, set(known.rotations)).cost, known.cost - COSTS.key * len(known.rotations))
+
+
+def test_costs_of_a_transform_are_those_of_the_cost_model() -> None:
+    """To a quarter, for shapes from a few diagonals to many."""
+    p = digit_choices(1 << 14, Modulus(27, 37, 7))[0]
+    prices = Prices(default_machine().costs())
+    for level, size, count in [(7, 4, 16), (4, 16, 256), (1, 8, 13)]:
+        terms = tuple(divmod(k, size) for k in range(count))
+        terms = tuple((giant * size, baby) for giant, baby in terms)
+        evaluator = CountingEvaluator(p)
+        evaluator.linear_transform(CountedValue(level), "", 1.0, terms)
+        babies, giants = size - 1, -(-count // size) - 1
+        guess = prices.steps(p, level, level).transform(babies, giants, count, 1.0)
+        assert guess == pytest.approx(prices.costs.seconds(p, evaluator.cost.calls), rel=0.25)

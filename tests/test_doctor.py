@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import small_parameters, tiny_model
+from serving import ROOT
 from typer.testing import CliRunner
 
 from ckks import measure
@@ -31,6 +33,7 @@ from ckks.machine import (
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes
 from ckks.rehearsal import rehearse
+from compiler.compile import compile_model
 from he_serve import doctor
 from he_serve.cli import app
 from he_serve.machine import find_machine, machine_file
@@ -184,3 +187,21 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [c["name"] for c in answer["checks"] if c["status"] == "wrong"] == ["memory"]
     people = CliRunner().invoke(app, base)
     assert people.exit_code == 1 and "GiB free" in people.output
+
+
+@pytest.mark.slow
+def test_the_batch_layout_is_predicted_as_well_as_one_image() -> None:
+    """A busy machine is slower than the committed figures: what counts is that both layouts are slower alike."""
+    ratios = []
+    for layout in ("latency", "batch"):
+        model = compile_model(ROOT / "models" / "digits.onnx", layout=layout, name="digits")  # type: ignore[arg-type]
+        p = model.bundle.checked_parameters()
+        predicted = predict_layers(default_machine().costs(), p, model.circuit, model.weights)
+        measured = min(
+            (rehearse(model.circuit, model.weights, p, 1, clock=time.process_time) for _ in range(2)),
+            key=lambda layers: sum(layers.values()),
+        )
+        assert set(predicted) <= set(measured)
+        ratios.append(sum(predicted.values()) / sum(measured.values()))
+    assert 0.4 < ratios[1] / ratios[0] < 2.5
+    assert all(0.1 < ratio < 5 for ratio in ratios)

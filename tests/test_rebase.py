@@ -24,7 +24,7 @@ from ckks.modelfile import CompiledModel
 from ckks.parameters import Parameters
 from ckks.primes import ntt_primes
 from ckks.rebase import is_rebased, rebase, rebase_model, switching_noise
-from compiler import compile as compiling
+from compiler import fitting
 from compiler.approximate import Override
 from compiler.compile import compile_model
 
@@ -131,12 +131,13 @@ def test_networks_on_other_primes(
     ]
     assert np.abs(np.array(kept) - 1).max() < 0.15
     assert is_rebased(found.bundle, model.bundle, near(p))
-    back = rebase_model(found, p)
+    # With smaller special primes than those it comes from, a model may not go back to where it was.
+    back = rebase_model(found, Parameters(p.degree, p.data_primes, near(p).special_primes, p.digit_limbs))
     assert np.abs(clear_outputs(back, rows) - clear_outputs(model, rows)).max() < 1e-9
 
 
 def test_a_tensor_of_several_ciphertexts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(compiling, "MAX_PART_SLOTS", 64)
+    monkeypatch.setattr(fitting, "MAX_PART_SLOTS", 64)
     b = ModelBuilder((2, 8, 8), seed=1)
     x = b.quadratic(b.conv("image", 2, 3, pads=[1, 1, 1, 1]), 3)
     model = compile_model(b.save(tmp_path / "m.onnx", b.conv(x, 3, 3, pads=[1, 1, 1, 1])), name="m")

@@ -26,18 +26,19 @@ from ckks.errors import InputError, ModelError
 from ckks.modelfile import CompiledModel, save_model
 from ckks.types import Slots
 from ckks.wire import ciphertexts_limit, dump_ciphertexts
-from compiler import compile as compiling
+from compiler import fitting
 from compiler.compile import compile_model
 from compiler.precision import evaluate
 from he_serve.client import Client
 from he_serve.images import read_rows, to_inputs
 from he_serve.packing import pack_inputs
+from he_serve.trial import twin
 
 Arrays = dict[str, np.ndarray]
 
 
 def few_slots(patch: pytest.MonkeyPatch, slots: int) -> None:
-    patch.setattr(compiling, "MAX_PART_SLOTS", slots)
+    patch.setattr(fitting, "MAX_PART_SLOTS", slots)
 
 
 def add_input(b: ModelBuilder, name: str, shape: tuple[int, ...]) -> str:
@@ -91,7 +92,8 @@ def networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, Arrays]:
             channels = 1
         if draw(st.booleans()) and len(ends) < 1:
             ends.append(b.dense(b.node("Flatten", x), channels * side * side, 3))
-    ends.append(x if draw(st.booleans()) else b.dense(b.node("Flatten", x), channels * side * side, 5))
+    as_it_is = draw(st.booleans()) and x not in shapes
+    ends.append(x if as_it_is else b.dense(b.node("Flatten", x), channels * side * side, 5))
     rows = {name: b.random.uniform(0, 1, (3, *shape)).astype(np.float32) for name, shape in shapes.items()}
     return b.model_of(ends), rows
 
@@ -101,16 +103,17 @@ def flat(rows: Arrays, model: CompiledModel) -> Slots:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(network=networks(), slots=st.sampled_from([16, 32, 128]))
+@given(network=networks(), slots=st.sampled_from([16, 32, 128]), lanes=st.sampled_from([1, 1, 2, 4]))
 def test_networks_in_many_parts_agree_with_onnx_runtime(
-    network: tuple[onnx.ModelProto, Arrays], slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    network: tuple[onnx.ModelProto, Arrays], slots: int, lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """As the compiler lays tensors out, and as clients do; three images, one a ciphertext or several in its lanes."""
     proto, rows = network
-    few_slots(monkeypatch, slots)
+    few_slots(monkeypatch, slots * lanes)
     path = tmp_path / "m.onnx"
     onnx.save(proto, path)
     try:
-        model = compile_model(path, name="m", calibration=rows)
+        model = compile_model(path, name="m", calibration=rows, batch=lanes)
     except ModelError as error:
         # 16 slots hold few of the larger ones; a slice may leave an input without use.
         if "ciphertexts of" not in str(error) and "remove it" not in str(error):
@@ -121,7 +124,10 @@ def test_networks_in_many_parts_agree_with_onnx_runtime(
     p = model.bundle.checked_parameters()
     ends = bundle_ends(model.bundle)
     assert max(layout.period for _, layout in (*ends.inputs, *ends.outputs)) <= slots
+    assert model.bundle.lanes == lanes
     got = evaluate(model.circuit, model.weights, p, flat(rows, model), ends)
+    clients = twin(model, [{name: x[i] for name, x in rows.items()} for i in range(3)])
+    assert np.abs(clients - got).max() <= 1e-9 * max(1.0, np.abs(got).max())
     for mine, exact in zip(ends.split(got), onnx_outputs(proto, rows), strict=True):
         assert np.abs(mine - exact).max() <= 1e-5 * max(1.0, np.abs(exact).max())
     # Slots of an answer that hold no element carry nothing of the model.
@@ -167,11 +173,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "models").mkdir()
     made = {}
-    for name, (proto, rows), slots in (("parts", two_parts(), 128), ("pairs", two_by_two(), 1 << 15)):
+    for name, (proto, rows), slots, lanes in (
+        ("parts", two_parts(), 128, 1),
+        ("pairs", two_by_two(), 1 << 15, 1),
+        ("lanes", two_by_two(), 32, 2),
+    ):
         onnx.save(proto, folder / f"{name}.onnx")
         with pytest.MonkeyPatch.context() as patch:
             few_slots(patch, slots)
-            model = compile_model(folder / f"{name}.onnx", name=name, calibration=rows)
+            model = compile_model(folder / f"{name}.onnx", name=name, calibration=rows, batch=lanes)
         save_model(folder / "models" / f"{name}.hem", model)
         made[name] = model, proto, rows
     with start_server(folder / "models", folder / "state") as server:
@@ -217,19 +227,36 @@ def test_two_inputs_and_two_outputs_over_http(served: Served) -> None:
             client.predict(x)
 
 
+def test_lanes_of_two_inputs_in_parts_and_two_outputs_over_http(served: Served) -> None:
+    """Three images, two a request: the picture of 36 values takes three ciphertexts of 16 slots for each of two images."""
+    model, proto, rows = served.models["lanes"]
+    bundle = model.bundle
+    assert bundle.lanes == 2 and [len(s.ciphertexts) for s in bundle.inputs] == [3, 1]
+    images = [{name: values[i] for name, values in rows.items()} for i in (0, 1, 0)]
+    probabilities, sizes = onnx_outputs(proto, rows)
+    kind, size = bundle.outputs
+    with Client(served.server.url, model="lanes") as client:
+        found = client.predict_many_raw(images)
+        labels = [p[kind.name].label for p in client.predict_many(images)]
+    assert [r[size.name].images for r in found] == [2, 2, 1]
+    assert labels == [kind.labels[int(probabilities[i].argmax())] for i in (0, 1, 0)]
+    for raw, i in zip(found, (0, 1, 0), strict=True):
+        assert np.abs(raw[size.name].logits - sizes[i]).max() <= size.promised_error + 1e-6
+
+
 @pytest.mark.parametrize("keys", ["fast", "small"])
 def test_rings_are_weighed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     """5,000 values take parts at N = 2^12 and 2^13 and one ciphertext at 2^14: all are tried, the cheapest is taken."""
     b = ModelBuilder((5, 25, 40))
     path = b.save(tmp_path / "m.onnx", b.dense(b.node("Flatten", b.conv("image", 5, 1, 5)), 756, 3))
     prices: dict[int, float] = {}
-    price = compiling._price
+    price = fitting._price
 
     def recorded(compiled: Any, keys: Any) -> float:
         prices[compiled.parameters.degree] = price(compiled, keys)
         return prices[compiled.parameters.degree]
 
-    monkeypatch.setattr(compiling, "_price", recorded)
+    monkeypatch.setattr(fitting, "_price", recorded)
     model = compile_model(path, name="m", keys=keys)  # type: ignore[arg-type]
     degree = model.bundle.checked_parameters().degree
     assert sorted(prices) == [1 << 12, 1 << 13, 1 << 14]
