@@ -15,8 +15,10 @@ from ckks.types import Residues
 
 def require_rows(p: Parameters, rows: Rows) -> None:
     """Raise EvaluationError unless rows name primes of `p`, one at least."""
-    if not rows or min(rows) < 0 or max(rows) >= len(p.moduli):
-        raise EvaluationError(f"rows must name primes 0..{len(p.moduli) - 1}, got {rows}")
+    count = len(p.moduli)
+    for row in rows or (-1,):
+        if not 0 <= row < count:
+            raise EvaluationError(f"rows must name primes 0..{count - 1}, got {rows}")
 
 
 def require_scalars(p: Parameters, scalars: Residues, rows: Rows) -> None:

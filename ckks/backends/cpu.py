@@ -67,14 +67,10 @@ class CpuBackend:
         return run(inputs)
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
-        x, out = self._polynomials(x, rows), empty(x.shape)
-        self._engine.forward(x, out, rows)
-        return out
+        return self._engine.forward(self._polynomials(x, rows), rows)
 
     def inverse(self, x: Residues, rows: Rows) -> Residues:
-        x, out = self._polynomials(x, rows), empty(x.shape)
-        self._engine.inverse(x, out, rows)
-        return out
+        return self._engine.inverse(self._polynomials(x, rows), rows)
 
     def add(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         a, b = self._operands(a, b, rows)
@@ -149,7 +145,7 @@ class CpuBackend:
         return out
 
     def automorphism(self, x: Residues, element: int) -> Residues:
-        x = _array(x, (..., self.parameters.degree))
+        x = _array(x, (self.parameters.degree,), leading=True)
         out = empty(x.shape)
         self._engine.automorphism(x, out, checks.galois_element(self.parameters, element))
         return out
@@ -197,7 +193,7 @@ class CpuBackend:
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         n = self.parameters.degree
-        x = _array(x, (..., len(checks.extended_rows(self.parameters, level)), n))
+        x = _array(x, (len(checks.extended_rows(self.parameters, level)), n), leading=True)
         out = empty((*x.shape[:-2], level + 1, n))
         self._engine.mod_down(x, out, level)
         return out
@@ -207,7 +203,7 @@ class CpuBackend:
         checks.extended_rows(self.parameters, level)
         if level == 0:
             raise EvaluationError("a ciphertext at level 0 cannot be rescaled; compile with one more level")
-        x = _array(x, (..., level + 1, n))
+        x = _array(x, (level + 1, n), leading=True)
         out = empty((*x.shape[:-2], level, n))
         self._engine.rescale(x, out, level)
         return out
@@ -221,7 +217,7 @@ class CpuBackend:
             raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
         array = self._packed(key.digits, (len(self.parameters.digits(key.level)), 2), key_rows)
         if moved is not None:
-            moved = _array(moved, (..., n))
+            moved = _array(moved, (n,), leading=True)
             checks.require_moved(moved.shape, level, rows)
         return array, moved
 
@@ -231,7 +227,7 @@ class CpuBackend:
 
     def _polynomials(self, x: Residues, rows: Rows) -> Residues:
         checks.require_rows(self.parameters, rows)
-        return _array(x, (..., len(rows), self.parameters.degree))
+        return _array(x, (len(rows), self.parameters.degree), leading=True)
 
     def _operands(self, a: Residues, b: Residues, rows: Rows) -> tuple[Residues, Residues]:
         a, b = self._polynomials(a, rows), self._polynomials(b, rows)
@@ -240,17 +236,14 @@ class CpuBackend:
         return a, b
 
 
-def _array(x: Residues, shape: tuple[object, ...]) -> Residues:
-    """x itself, C-contiguous, if it has this shape; a leading `...` stands for any leading axes."""
+def _array(x: Residues, shape: tuple[int, ...], leading: bool = False) -> Residues:
+    """x itself, C-contiguous, if it has this shape, after any leading axes if those are allowed."""
     if not isinstance(x, np.ndarray) or x.dtype != UINT64:  # which is of this machine's byte order
         raise EvaluationError(
             f"residues must be an array of uint64, got {getattr(x, 'dtype', type(x).__name__)}"
         )
-    free = shape[:1] == (...,)
-    expected = shape[1:] if free else shape
-    actual = x.shape[-len(expected) :] if free else x.shape
-    if actual != expected or x.size == 0:
-        raise EvaluationError(
-            f"residues must have the shape {list(shape)}, got {list(x.shape)}".replace("Ellipsis", "...")
-        )
+    actual = x.shape
+    if (actual[-len(shape) :] if leading else actual) != shape or x.size == 0:
+        expected = ", ".join(map(str, (*(["..."] if leading else []), *shape)))
+        raise EvaluationError(f"residues must have the shape [{expected}], got {list(actual)}")
     return np.ascontiguousarray(x)
