@@ -29,9 +29,12 @@ MEASURE(multiply, c.engine.multiply(c.x.get(), c.y.get(), c.out.get(), 2, 1, c.d
 MEASURE(tensor, c.engine.tensor(c.x.get(), c.y.get(), c.out.get(), c.data))
 MEASURE(automorphism, c.engine.automorphism(c.x.get(), c.out.get(), c.rows, 3))
 MEASURE(multiply_sums, c.engine.multiply_sums({c.x.get(), c.y.get()}, c.packed, {{{0, 0}, {1, 1}}, {{1, 0}, {0, 1}}}, 2, c.out.get(), c.extended))
+MEASURE(multiply_product_sums, c.engine.multiply_product_sums(c.x.get(), {{c.packed, c.level, c.level, 3, c.x.get(), 1, true, false}}, {c.y.get()}, c.packed,
+                                                              {{{0, 0}, {1, 1}}}, 2, c.out.get(), c.level))
 MEASURE(decompose, c.engine.decompose(c.x.get(), c.out.get(), c.level))
-MEASURE(key_product, c.engine.key_product(c.x.get(), {c.packed, c.level, c.level, 3, c.x.get(), 1, true}, c.out.get()))
-MEASURE(key_switch, c.engine.key_switch(c.x.get(), {c.packed, c.level, c.level, 3, c.x.get(), 1, true}, c.out.get()))
+MEASURE(key_product, c.engine.key_product(c.x.get(), {c.packed, c.level, c.level, 3, c.x.get(), 1, true, false}, c.out.get()))
+MEASURE(key_switch, c.engine.key_switch(c.x.get(), {c.packed, c.level, c.level, 3, c.x.get(), 1, true, false}, c.out.get()))
+MEASURE(divided_key_switch, c.engine.key_switch(c.x.get(), {c.packed, c.level, c.level, 3, c.x.get(), 1, true, true}, c.out.get()))
 MEASURE(mod_down, c.engine.mod_down(c.x.get(), c.out.get(), 2, c.level))
 MEASURE(rescale, c.engine.rescale(c.x.get(), c.out.get(), 2, c.level))
 
@@ -51,6 +54,7 @@ int main(int argc, char** argv) {
     for (std::size_t k = 0; k < size; ++k) c.x[k] = k * k % 65521, c.y[k] = k * 40503 % 65521;  // below every prime
     engine.automorphism(c.x.get(), c.out.get(), 1, 3);  // its table is made once
     for (const auto measure : {measure_forward, measure_inverse, measure_add, measure_multiply, measure_tensor, measure_automorphism,
-                               measure_multiply_sums, measure_decompose, measure_key_product, measure_key_switch, measure_mod_down, measure_rescale})
+                               measure_multiply_sums, measure_multiply_product_sums, measure_decompose, measure_key_product, measure_key_switch,
+                               measure_divided_key_switch, measure_mod_down, measure_rescale})
         measure(c);
 }

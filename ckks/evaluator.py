@@ -115,8 +115,8 @@ class CkksEvaluator:
         if self._is_stack(a):
             return self._like(a, stacks.relinearise(self.backend, a.polys, key, a.level))
         moved = a.polys[..., :2, :, :]
-        product = self.backend.key_switch(a.polys[..., 2, :, :], key, a.level, moved=moved)
-        return self._like(a, self.backend.mod_down(product, a.level))
+        polys = self.backend.key_switch(a.polys[..., 2, :, :], key, a.level, moved=moved, divided=True)
+        return self._like(a, polys)
 
     def rescale(self, a: Ciphertext) -> Ciphertext:
         """Divide by the prime of a's level: one level down, scale a.scale / q_level."""
@@ -139,10 +139,8 @@ class CkksEvaluator:
         """Rotations of one ciphertext, from a single decomposition."""
         self._require_one(a)
         wanted = [s % self.parameters.slots for s in steps]
-        rotated: dict[int, Ciphertext] = {0: a}
-        for step, extended in linear.rotations_times_p(self.backend, self.keys, a, set(wanted) - {0}).items():
-            rotated[step] = self._like(a, self.backend.mod_down(extended, a.level))
-        return [rotated[step] for step in wanted]
+        rotated = linear.rotations(self.backend, self.keys, a, set(wanted) - {0}, divided=True)
+        return [self._like(a, rotated[step]) if step else a for step in wanted]
 
     def linear_transform(
         self,

@@ -7,13 +7,17 @@ by P ends the transform. Everything modulo Q*P stands for P times the value of i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ckks.backends import Backend
 from ckks.circuit import Hops, rotation_path
 from ckks.encoded import EncodedWeights
 from ckks.errors import EvaluationError
-from ckks.types import Ciphertext, EvaluationKeys, Residues
+from ckks.packed import Packed
+from ckks.types import Ciphertext, EvaluationKeys, KeySwitchKey, Residues
 
-GIANTS_AT_ONCE = 16  # giant steps share each read of the baby steps; their sums are in memory together
+# Giant steps share each read of the baby steps. Their sums are in memory together: more of them only in place of baby steps.
+GIANTS_AT_ONCE = 16
 
 Terms = tuple[tuple[int, int], ...]
 
@@ -41,26 +45,24 @@ def linear_transform(
     rows = backend.parameters.extended_rows(level)
     steps = [(giant % slots, baby % slots) for giant, baby in terms]
     diagonals = weights.diagonals(weight, level, weight_scale, tuple(giant for giant, _ in steps))
-    paths = rotation_path({baby for _, baby in steps}, baby_hops, slots)
-    hoisted = {step for step, parent, _ in paths if parent == 0}
-    babies = rotations_times_p(backend, keys, a, hoisted | ({0} & {baby for _, baby in steps}))
-    for step, parent, key in paths:
-        if parent:
-            babies[step] = _rotate(backend, keys, babies[parent], level, key)
-    place = {baby: i for i, baby in enumerate(babies)}
     used = {giant for giant, _ in steps}
+    # Children before parents: what has met at a step goes on together. Step 0, where all paths end, comes last.
+    order = [*reversed(rotation_path(used, giant_hops, slots)), (0, 0, 0)]
+    wanted_babies = {baby for _, baby in steps}
+    together = len(order) if len(order) <= max(GIANTS_AT_ONCE, len(wanted_babies)) else GIANTS_AT_ONCE
+    babies = _baby_steps(backend, keys, a, wanted_babies, baby_hops, together == len(order))
     totals: dict[int, Residues] = {}
 
     def collect(giant: int, x: Residues) -> None:
         totals[giant] = backend.add(totals[giant], x, rows) if giant in totals else x
 
-    # Children before parents: what has met at a step goes on together. Step 0, where all paths end, comes last.
-    order = [*reversed(rotation_path(used, giant_hops, slots)), (0, 0, 0)]
-    for first in range(0, len(order), GIANTS_AT_ONCE):
-        some = order[first : first + GIANTS_AT_ONCE]
+    for first in range(0, len(order), together):
+        some = order[first : first + together]
         wanted = [giant for giant, _, _ in some if giant in used]
-        sums = [[(place[baby], i) for i, (giant, baby) in enumerate(steps) if giant == g] for g in wanted]
-        inner = list(backend.multiply_sums([*babies.values()], diagonals, sums, rows)) if sums else []
+        sums = [
+            [(babies.place[baby], i) for i, (giant, baby) in enumerate(steps) if giant == g] for g in wanted
+        ]
+        inner = list(babies.sums(backend, diagonals, sums, level)) if sums else []
         found = dict(zip(wanted, inner, strict=True))
         for giant, parent, key in some:
             if giant in found:
@@ -70,6 +72,49 @@ def linear_transform(
     return Ciphertext(backend.mod_down(totals[0], level), level, a.scale * weight_scale)
 
 
+@dataclass(frozen=True, eq=False)
+class _BabySteps:
+    """The terms of a transform's sums: products that are made within the sums, then arrays. place: of each step among them."""
+
+    digits: Residues | None
+    moved: Residues
+    products: list[tuple[KeySwitchKey, int]]
+    arrays: list[Residues]
+    place: dict[int, int]
+
+    def sums(
+        self, backend: Backend, diagonals: Packed, sums: list[list[tuple[int, int]]], level: int
+    ) -> Residues:
+        """[sum][2][level+1+K][N]."""
+        if self.digits is None:
+            return backend.multiply_sums(
+                self.arrays, diagonals, sums, backend.parameters.extended_rows(level)
+            )
+        return backend.multiply_product_sums(
+            self.digits, self.products, self.moved, self.arrays, diagonals, sums, level
+        )
+
+
+def _baby_steps(
+    backend: Backend, keys: EvaluationKeys, a: Ciphertext, steps: set[int], hops: Hops, once: bool
+) -> _BabySteps:
+    """once: the sums are made in one call. Steps that only they need are then never whole in memory."""
+    p, level, moved = backend.parameters, a.level, a.polys[..., :1, :, :]
+    paths = rotation_path(steps, hops, p.slots)
+    turns = {s: (keys.rotation(s, level), p.galois_element(s)) for s, parent, _ in paths if parent == 0}
+    digits = backend.decompose(a.polys[..., 1, :, :], level) if turns else None
+    products = {s: turn for s, turn in turns.items() if once and s not in {parent for _, parent, _ in paths}}
+    arrays = {0: backend.times_p(a.polys, level)} if 0 in steps else {}
+    for step, parent, key in paths:
+        if parent:
+            arrays[step] = _rotate(backend, keys, arrays[parent], level, key)
+        elif step not in products and digits is not None:
+            switch_key, element = turns[step]
+            arrays[step] = backend.key_product(digits, switch_key, level, element, moved)
+    place = {step: i for i, step in enumerate([*products, *arrays])}
+    return _BabySteps(digits, moved, [*products.values()], [*arrays.values()], place)
+
+
 def rotations_times_p(
     backend: Backend, keys: EvaluationKeys, a: Ciphertext, steps: set[int]
 ) -> dict[int, Residues]:
@@ -77,21 +122,27 @@ def rotations_times_p(
 
     One decomposition serves all (hoisting: Halevi and Shoup 2018, section 5).
     """
+    zero = {0: backend.times_p(a.polys, a.level)} if 0 in steps else {}
+    return zero | rotations(backend, keys, a, steps - {0})
+
+
+def rotations(
+    backend: Backend, keys: EvaluationKeys, a: Ciphertext, steps: set[int], divided: bool = False
+) -> dict[int, Residues]:
+    """As `rotations_times_p`, by steps other than 0; divided: the rotations themselves, [2][level+1][N] each."""
     p, level = backend.parameters, a.level
-    rotations = {}
-    if 0 in steps:
-        rotations[0] = backend.times_p(a.polys, level)
-    others, moved = sorted(steps - {0}), a.polys[..., :1, :, :]
-    digits = backend.decompose(a.polys[..., 1, :, :], level) if len(others) > 1 else None
-    for step in others:
+    moved = a.polys[..., :1, :, :]
+    digits = backend.decompose(a.polys[..., 1, :, :], level) if len(steps) > 1 else None
+    rotated = {}
+    for step in sorted(steps):
         key, element = keys.rotation(step, level), p.galois_element(step)
         # An automorphism maps coefficients to plus or minus coefficients, and digits are centred in a
         # symmetric range: it commutes with decomposition.
         if digits is None:
-            rotations[step] = backend.key_switch(a.polys[..., 1, :, :], key, level, element, moved)
+            rotated[step] = backend.key_switch(a.polys[..., 1, :, :], key, level, element, moved, divided)
         else:
-            rotations[step] = backend.key_product(digits, key, level, element, moved)
-    return rotations
+            rotated[step] = backend.key_product(digits, key, level, element, moved, divided)
+    return rotated
 
 
 def _rotate(backend: Backend, keys: EvaluationKeys, x: Residues, level: int, step: int) -> Residues:

@@ -42,6 +42,5 @@ def relinearise(backend: Backend, a: Residues, key: KeySwitchKey, level: int) ->
     """[member][3].. -> [member][2].."""
     result = backend.empty_like(a, (a.shape[0], 2, *a.shape[2:]))
     for i, member in enumerate(a):
-        product = backend.key_switch(member[2], key, level, moved=member[:2])
-        result[i] = backend.mod_down(product, level)
+        result[i] = backend.key_switch(member[2], key, level, moved=member[:2], divided=True)
     return result

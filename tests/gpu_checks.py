@@ -84,6 +84,9 @@ def check_key_switching(b: Backend, p: Parameters, least: int = 0) -> None:
                     expected = reference.key_product(digits, key, level, element, moved)
                     assert_same(b.key_product(digits, key, level, element, moved), expected)
             assert_same(b.key_switch(x, key, level, element, moved), expected)
+            divided = reference.mod_down(expected, level)
+            assert_same(b.key_switch(x, key, level, element, moved, True), divided)
+            assert_same(b.key_product(digits, key, level, element, moved, True), divided)
 
 
 def check_division(b: Backend, p: Parameters, least: int = 0) -> None:

@@ -222,6 +222,22 @@ def test_multiply_sums(name: str, count: int) -> None:
         assert_same(result[1], product)
 
 
+@pytest.mark.parametrize("kind", ["random", "largest"])
+@pytest.mark.parametrize("name", SMALL)
+def test_sums_of_products_that_are_made_on_the_way(name: str, kind: str) -> None:
+    p = parameters(name)
+    level = p.max_level - 1
+    rows = p.extended_rows(level)
+    digits = residues(p, rows, len(p.digits(level)), kind=kind)
+    keys = [(some_key(p, at, kind), element) for at, element in ((level, 1), (level + 1, 5), (level, 3))]
+    moved, wide = residues(p, p.data_rows(level), 1, kind=kind, seed=6), residues(p, rows, 2, 2, kind=kind)
+    for repeat in (1, 4, p.degree):
+        plains = pack(residues(p, rows, 7, kind=kind, seed=9)[..., ::repeat], moduli(p, rows))
+        sums = [[(i, 6 - i) for i in range(5)], [(1, 0)], [(i % 5, i) for i in range(7)]]
+        everywhere(name, "multiply_product_sums", digits, keys, moved, list(wide), plains, sums, level)
+    everywhere(name, "multiply_product_sums", digits, keys[:1], None, [], plains, [[(0, 1)]], level)
+
+
 def elements(p: Parameters) -> tuple[int, ...]:
     return (1, 3, 5, p.galois_element(7), p.galois_element(-1), p.degree + 1, 2 * p.degree - 1)
 
@@ -272,7 +288,10 @@ def test_key_product_with_an_automorphism(name: str, kind: str) -> None:
                 )
                 got = everywhere(name, "key_product", digits, key, level, element, moved[:halves])
                 assert_same(got, expected)
-        everywhere(name, "key_switch", narrow[0], key, level, element, wide[:1])
+            divided = everywhere(name, "key_product", digits, key, level, element, moved, True)
+            assert_same(divided, b.mod_down(expected, level))
+        for divide in (False, True):
+            everywhere(name, "key_switch", narrow[0], key, level, element, wide[:1], divide)
 
 
 @pytest.mark.parametrize("kind", ["random", "largest"])

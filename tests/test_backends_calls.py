@@ -32,6 +32,8 @@ def test_threads_change_nothing(threads: int) -> None:
     product = many.key_product(digits, key, level)
     assert_same(product, one.key_product(digits, key, level))
     assert_same(many.key_switch(x, key, level), product)
+    for cpu in (one, many):
+        assert_same(cpu.key_switch(x, key, level, divided=True), one.mod_down(product, level))
     assert_same(many.mod_down(product, level), one.mod_down(product, level))
 
 
@@ -94,7 +96,7 @@ def test_wrong_arrays_raise() -> None:
     n, level = p.degree, p.max_level
     good, rows = residues(p, p.data_rows(level)), p.data_rows(level)
     wide, pair = residues(p, p.extended_rows(level), 2), residues(p, rows, 2)
-    plains = pack(pair, moduli(p, rows))
+    plains, wide_plains = pack(pair, moduli(p, rows)), pack(wide, moduli(p, p.extended_rows(level)))
     digits = cpu.decompose(good, level)
     key = some_key(p, level)
     calls: list[Callable[[], Residues]] = [
@@ -132,6 +134,14 @@ def test_wrong_arrays_raise() -> None:
         lambda: cpu.decompose(good, level - 1),
         lambda: cpu.decompose(good, -1),
         lambda: cpu.decompose(good, level + 1),
+        lambda: cpu.multiply_product_sums(digits, [], None, [], wide_plains, [[(0, 0)]], level),
+        lambda: cpu.multiply_product_sums(digits[:-1], [(key, 3)], None, [], wide_plains, [[(0, 0)]], level),
+        lambda: cpu.multiply_product_sums(digits, [(key, 2)], None, [], wide_plains, [[(0, 0)]], level),
+        lambda: cpu.multiply_product_sums(digits, [(key, 3)], None, [pair], wide_plains, [[(0, 0)]], level),
+        lambda: cpu.multiply_product_sums(
+            digits, [(key, 3)], wide[:, 1:], [], wide_plains, [[(0, 0)]], level
+        ),
+        lambda: cpu.multiply_product_sums(digits, [(key, 3)], None, [], plains, [[(0, 0)]], level),
         lambda: cpu.key_product(digits[:-1], key, level),
         lambda: cpu.key_product(digits, KeySwitchKey(key.digits, level - 1), level),
         lambda: cpu.key_product(

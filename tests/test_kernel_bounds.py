@@ -110,7 +110,7 @@ def hard_factors(q: int) -> tuple[int, int]:
     raise AssertionError
 
 
-@pytest.mark.parametrize("count", [7, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("count", [7, 8, 9, 16, 17, 40, 97])
 def test_sums_of_products_whose_rests_add_up(count: int) -> None:
     """Eight products of 49 bits fit before a flush; q-1 everywhere makes the largest sums, hard factors the largest rests."""
     p = parameters(1 << 12, 2**49, 1, 1, 1)

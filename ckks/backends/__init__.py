@@ -119,11 +119,13 @@ class Backend(Protocol):
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
         """sum_j A(digits[j]) * key.digits[j] over extended_rows(level), A the automorphism `element` -> [2][level+1+K][N].
 
         The key's rows above `level` are skipped. `moved` [1 or 2][row][N] are polynomials whose automorphism is added to the first and
         second result: over the extended rows as they are, over the data rows of `level` P times.
+        divided: then by P, as `mod_down` does -> [2][level+1][N].
         """
 
     def key_switch(
@@ -133,8 +135,24 @@ class Backend(Protocol):
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
         """key_product of the digits of x, for a polynomial whose digits nobody else needs."""
+
+    def multiply_product_sums(
+        self,
+        digits: Residues,
+        keys: Sequence[tuple[KeySwitchKey, int]],
+        moved: Residues | None,
+        terms: list[Residues],
+        plains: Packed,
+        sums: Sequence[Sequence[tuple[int, int]]],
+        level: int,
+    ) -> Residues:
+        """multiply_sums over extended_rows(level) whose first terms are the key_product of `digits`, `moved` and each (key, element).
+
+        The products need no memory of their own.
+        """
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         """Divide NTT-domain [...][level+1+K][N] by P and round: (x - [x]_P) / P with [x]_P centred in (-P/2, P/2]. -> [...][level+1][N]."""

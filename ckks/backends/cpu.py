@@ -164,14 +164,14 @@ class CpuBackend:
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
         n, rows = self.parameters.degree, len(checks.extended_rows(self.parameters, level))
         digits = _array(digits, (len(self.parameters.digits(level)), rows, n))
         array, moved = self._key_operands(key, level, moved)
-        out = empty((2, rows, n))
-        self._engine.key_product(
-            digits, array, moved, out, level, key.level, checks.galois_element(self.parameters, element)
-        )
+        out = empty((2, level + 1 if divided else rows, n))
+        element = checks.galois_element(self.parameters, element)
+        self._engine.key_product(digits, array, moved, out, level, key.level, element, divided)
         return out
 
     def key_switch(
@@ -181,13 +181,39 @@ class CpuBackend:
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
         n, rows = self.parameters.degree, len(checks.extended_rows(self.parameters, level))
         x = _array(x, (level + 1, n))
         array, moved = self._key_operands(key, level, moved)
-        out = empty((2, rows, n))
-        self._engine.key_switch(
-            x, array, moved, out, level, key.level, checks.galois_element(self.parameters, element)
+        out = empty((2, level + 1 if divided else rows, n))
+        element = checks.galois_element(self.parameters, element)
+        self._engine.key_switch(x, array, moved, out, level, key.level, element, divided)
+        return out
+
+    def multiply_product_sums(
+        self,
+        digits: Residues,
+        keys: Sequence[tuple[KeySwitchKey, int]],
+        moved: Residues | None,
+        terms: list[Residues],
+        plains: Packed,
+        sums: Sequence[Sequence[tuple[int, int]]],
+        level: int,
+    ) -> Residues:
+        p, rows = self.parameters, checks.extended_rows(self.parameters, level)
+        checks.require_sums(p, len(keys) + len(terms), plains, sums, rows)
+        digits = _array(digits, (len(p.digits(level)), len(rows), p.degree))
+        shape = (2, len(rows), p.degree)
+        terms = [_array(t, shape) for t in terms]
+        products = []
+        for key, element in keys:
+            array, moved = self._key_operands(key, level, moved)
+            products.append((array, key.level, checks.galois_element(p, element)))
+        data = self._packed(plains, (len(plains.data),), rows)
+        out = empty((len(sums), *shape))
+        self._engine.multiply_product_sums(
+            digits, products, moved, terms, data, sums, plains.length, out, level
         )
         return out
 

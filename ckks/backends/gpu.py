@@ -258,11 +258,12 @@ class GpuBackend:
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
         p, rows = self.parameters, checks.extended_rows(self.parameters, level)
         shape = (len(p.digits(level)), len(rows), p.degree)
         a = self.device.upload(self._checked(digits, (..., *shape)))
-        return self._like(digits, self._product(a, key, level, element, moved))
+        return self._like(digits, self._product(a, key, level, element, moved, divided))
 
     def key_switch(
         self,
@@ -271,8 +272,22 @@ class GpuBackend:
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
-        return self._like(x, self._product(self._digits(x, level), key, level, element, moved))
+        return self._like(x, self._product(self._digits(x, level), key, level, element, moved, divided))
+
+    def multiply_product_sums(
+        self,
+        digits: Residues,
+        keys: Sequence[tuple[KeySwitchKey, int]],
+        moved: Residues | None,
+        terms: list[Residues],
+        plains: Packed,
+        sums: Sequence[Sequence[tuple[int, int]]],
+        level: int,
+    ) -> Residues:
+        products = [self.key_product(digits, key, level, element, moved) for key, element in keys]
+        return self.multiply_sums([*products, *terms], plains, sums, self.parameters.extended_rows(level))
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         rows = checks.extended_rows(self.parameters, level)
@@ -325,7 +340,9 @@ class GpuBackend:
         groups = tuple(tuple(range(*limits)) for limits in self.parameters.digits(level))
         return self._passes.digits(a, groups, rows)
 
-    def _product(self, digits: Any, key: KeySwitchKey, level: int, element: int, moved: Any) -> Any:
+    def _product(
+        self, digits: Any, key: KeySwitchKey, level: int, element: int, moved: Any, divided: bool
+    ) -> Any:
         p, n, rows = self.parameters, self.parameters.degree, checks.extended_rows(self.parameters, level)
         if key.level < level:
             raise EvaluationError(f"a key for level {key.level} cannot be used at level {level}")
@@ -372,7 +389,7 @@ class GpuBackend:
                 reductions=2 * values,
             ),
         )
-        return out
+        return self._passes.divide(out, rows[: level + 1], rows[level + 1 :]) if divided else out
 
     def _leading(self, arrays: Sequence[Any], own: int) -> tuple[int, ...]:
         """The axes in front of the last `own` ones, which have to be the same for all."""

@@ -114,6 +114,7 @@ class ReferenceBackend:
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
         p, rows = self.parameters, self.parameters.extended_rows(level)
         specials = len(p.special_primes)
@@ -128,7 +129,7 @@ class ReferenceBackend:
                 factors = np.array([p.special_product % p.moduli[r] for r in part], dtype=np.uint64)
                 polynomial = self.multiply_scalars(polynomial, factors, part)
             total[half, : len(part)] = self.add(total[half, : len(part)], polynomial, part)
-        return total
+        return self.mod_down(total, level) if divided else total
 
     def key_switch(
         self,
@@ -137,8 +138,22 @@ class ReferenceBackend:
         level: int,
         element: int = 1,
         moved: Residues | None = None,
+        divided: bool = False,
     ) -> Residues:
-        return self.key_product(self.decompose(x, level), key, level, element, moved)
+        return self.key_product(self.decompose(x, level), key, level, element, moved, divided)
+
+    def multiply_product_sums(
+        self,
+        digits: Residues,
+        keys: Sequence[tuple[KeySwitchKey, int]],
+        moved: Residues | None,
+        terms: list[Residues],
+        plains: Packed,
+        sums: Sequence[Sequence[tuple[int, int]]],
+        level: int,
+    ) -> Residues:
+        products = [self.key_product(digits, key, level, element, moved) for key, element in keys]
+        return self.multiply_sums([*products, *terms], plains, sums, self.parameters.extended_rows(level))
 
     def mod_down(self, x: Residues, level: int) -> Residues:
         return self._divide(x, self.parameters.data_rows(level), self.parameters.special_rows)

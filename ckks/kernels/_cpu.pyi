@@ -60,6 +60,7 @@ class Engine:
         level: int,
         key_level: int,
         element: int,
+        divided: bool,
     ) -> None: ...
     def key_switch(
         self,
@@ -70,6 +71,19 @@ class Engine:
         level: int,
         key_level: int,
         element: int,
+        divided: bool,
+    ) -> None: ...
+    def multiply_product_sums(
+        self,
+        digits: Residues,
+        keys: Sequence[tuple[Bytes, int, int]],
+        moved: Residues | None,
+        terms: Sequence[Residues],
+        plains: Bytes,
+        sums: Sequence[Sequence[tuple[int, int]]],
+        length: int,
+        out: Residues,
+        level: int,
     ) -> None: ...
     def mod_down(self, x: Residues, out: Residues, level: int) -> None: ...
     def rescale(self, x: Residues, out: Residues, level: int) -> None: ...

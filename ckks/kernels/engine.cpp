@@ -106,12 +106,32 @@ void Engine::multiply_scalars(const u64* a, const u64* scalars, u64* out, std::s
 
 void Engine::multiply_sums(const std::vector<const u64*>& terms, const Byte* plains, const std::vector<Products>& sums, unsigned log_repeat,
                            u64* out, const Rows& rows) {
+    this->sums(nullptr, {}, terms, plains, sums, log_repeat, out, rows);
+}
+
+void Engine::multiply_product_sums(const u64* digits, const std::vector<KeyUse>& products, const std::vector<const u64*>& terms,
+                                   const Byte* plains, const std::vector<Products>& sums, unsigned log_repeat, u64* out, std::size_t level) {
+    this->sums(digits, products, terms, plains, sums, log_repeat, out, extended_rows(level));
+}
+
+void Engine::sums(const u64* digits, const std::vector<KeyUse>& products, const std::vector<const u64*>& terms, const Byte* plains,
+                  const std::vector<Products>& sums, unsigned log_repeat, u64* out, const Rows& rows) {
     const std::size_t tiles = degree_ / kTile, size = rows.size() * degree_, plain_size = packed_bytes(rows, degree_ >> log_repeat);
+    std::vector<std::shared_ptr<const Permutation>> moves;
+    for (const KeyUse& use : products) moves.push_back(permutation(use.element));
     pool_.run(rows.size() * tiles, [&](std::size_t task) {
         const std::size_t row = task / tiles, at = row * degree_;
         const Byte* const first = plains + packed_bytes({rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(row)}, degree_ >> log_repeat);
-        std::vector<std::pair<const u64*, const u64*>> pairs;
-        for (const u64* term : terms) pairs.emplace_back(term + at, term + size + at);
+        std::vector<KeyOperands> made;
+        for (std::size_t i = 0; i < products.size(); ++i)
+            made.push_back(key_operands(digit_rows(digits, products[i].level, row), products[i], moves[i].get(), row));
+        for (std::size_t i = 0; i < made.size(); ++i) {  // after the last, the first of the next stretch
+            made[i].next = &made[(i + 1) % made.size()];
+            made[i].ahead_by = i + 1 < made.size() ? 0 : kPlainStretch;
+        }
+        std::vector<SumTerm> pairs;
+        for (const KeyOperands& product : made) pairs.push_back({.product = &product});
+        for (const u64* term : terms) pairs.push_back({term + at, term + size + at});
         std::vector<PlainOperands> operands;
         for (std::size_t s = 0; s < sums.size(); ++s) {
             u64* const to = out + 2 * s * size + at;
@@ -132,6 +152,7 @@ void Engine::tensor(const u64* a, const u64* b, u64* out, const Rows& rows) {
 }
 
 std::shared_ptr<const Permutation> Engine::permutation(u64 element) {
+    if (element == 1) return nullptr;
     const std::lock_guard lock(mutex_);
     std::shared_ptr<const Permutation>& kept = permutations_[element];
     if (!kept) kept = std::make_shared<const Permutation>(degree_, element, kernels_ ? kernels_->lanes : 1);
@@ -140,6 +161,10 @@ std::shared_ptr<const Permutation> Engine::permutation(u64 element) {
 
 void Engine::automorphism(const u64* x, u64* out, std::size_t row_total, u64 element) {
     const auto moves = permutation(element);
+    if (!moves) {
+        std::copy_n(x, row_total * degree_, out);
+        return;
+    }
     pool_.run(row_total, [&](std::size_t row) {
         const u64* const from = x + row * degree_;
         u64* const to = out + row * degree_;
@@ -181,55 +206,91 @@ void Engine::decompose(const u64* x, u64* out, std::size_t level) {
     });
 }
 
+std::vector<const u64*> Engine::digit_rows(const u64* digits, std::size_t level, std::size_t i) const {
+    std::vector<const u64*> rows;
+    for (std::size_t j = 0; j < digit_count(level); ++j) rows.push_back(digits + (j * (level + 1 + special_count()) + i) * degree_);
+    return rows;
+}
+
+std::vector<const u64*> Engine::convert_digits(const u64* scratch, const u64* x, std::size_t level, std::size_t i, u64* room) const {
+    const std::size_t row = extended_row(i, level), stride = Basis::scratch_size(digit_limbs_, degree_);
+    std::vector<const u64*> rows;
+    for (std::size_t j = 0; j < digit_count(level); ++j, room += degree_ + kPadding) {
+        const bool own = row <= level && row / digit_limbs_ == j;
+        if (!own) digit_basis(j, level).convert(scratch + j * stride, room, row);
+        rows.push_back(own ? x + row * degree_ : room);
+    }
+    return rows;
+}
+
 void Engine::key_product(const u64* digits, const KeyUse& use, u64* out) {
     const std::size_t tiles = degree_ / kTile, rows = use.level + 1 + special_count();
-    const auto moves = use.element == 1 ? nullptr : permutation(use.element);
+    const auto moves = permutation(use.element);
+    const auto row = [&](std::size_t i, u64*) { return digit_rows(digits, use.level, i); };
+    if (use.divided) return divided_product(row, use, moves.get(), out);
     pool_.run(rows * tiles, [&](std::size_t task) {
-        std::vector<const u64*> row;
-        for (std::size_t j = 0; j < digit_count(use.level); ++j) row.push_back(digits + (j * rows + task / tiles) * degree_);
-        key_product_row(row, use, moves.get(), out, task / tiles, task % tiles * kTile, kTile);
+        const std::size_t i = task / tiles, start = task % tiles * kTile, at = i * degree_ + start;
+        const KeyOperands operands = key_operands(row(i, nullptr), use, moves.get(), i);
+        rows_[extended_row(i, use.level)].key_sum(operands, out + at, out + rows * degree_ + at, start, kTile);
     });
 }
 
 // Row by row, so that the digits of a row need not leave the second-level cache between their transforms and the product.
 void Engine::key_switch(const u64* x, const KeyUse& use, u64* out) {
-    const std::size_t digits = digit_count(use.level), stride = Basis::scratch_size(digit_limbs_, degree_);
-    const auto moves = use.element == 1 ? nullptr : permutation(use.element);
+    const std::size_t rows = use.level + 1 + special_count();
+    const auto moves = permutation(use.element);
     const Buffer<u64> scratch = load_digits(x, use.level);
-    pool_.run(use.level + 1 + special_count(), [&](std::size_t i) {
-        const std::size_t row = extended_row(i, use.level);
-        const Buffer<u64> converted = make_buffer<u64>(digits * (degree_ + kPadding));
-        std::vector<const u64*> pointers;
-        for (std::size_t j = 0; j < digits; ++j) {
-            u64* const to = converted.get() + j * (degree_ + kPadding);
-            const bool own = row <= use.level && row / digit_limbs_ == j;
-            if (!own) digit_basis(j, use.level).convert(scratch.get() + j * stride, to, row);
-            pointers.push_back(own ? x + row * degree_ : to);
-        }
-        key_product_row(pointers, use, moves.get(), out, i, 0, degree_);
+    const auto row = [&](std::size_t i, u64* room) { return convert_digits(scratch.get(), x, use.level, i, room); };
+    if (use.divided) return divided_product(row, use, moves.get(), out);
+    pool_.run(rows, [&](std::size_t i) {
+        const Buffer<u64> room = make_buffer<u64>(digit_count(use.level) * (degree_ + kPadding));
+        const KeyOperands operands = key_operands(row(i, room.get()), use, moves.get(), i);
+        rows_[extended_row(i, use.level)].key_sum(operands, out + i * degree_, out + (rows + i) * degree_, 0, degree_);
     });
 }
 
-void Engine::key_product_row(const std::vector<const u64*>& digits, const KeyUse& use, const Permutation* moves, u64* out, std::size_t i,
-                             std::size_t start, std::size_t n) const {
+// The special rows first; then each data row is divided as soon as it is there, in the second-level cache: no product passes through memory.
+template <class Digits>
+void Engine::divided_product(const Digits& digits, const KeyUse& use, const Permutation* moves, u64* out) {
+    const Basis& basis = special_basis_[0];
+    const std::size_t kept = use.level + 1, padded = degree_ + kPadding, tiles = degree_ / kTile;
+    const std::size_t stride = Basis::scratch_size(special_count(), degree_);
+    const Buffer<u64> scratch = make_buffer<u64>(2 * stride);
+    const auto multiply = [&](std::size_t i, const auto& take) {  // take(p, polynomial p of row i of the product)
+        const Buffer<u64> room = make_buffer<u64>((digit_count(use.level) + 2) * padded);
+        u64* const product = room.get() + digit_count(use.level) * padded;
+        const KeyOperands operands = key_operands(digits(i, room.get()), use, moves, i);
+        rows_[extended_row(i, use.level)].key_sum(operands, product, product + padded, 0, degree_);
+        for (std::size_t p = 0; p < 2; ++p) take(p, product + p * padded);
+    };
+    pool_.run(special_count(), [&](std::size_t source) {
+        multiply(kept + source, [&](std::size_t p, const u64* row) { basis.load(source, row, scratch.get() + p * stride); });
+    });
+    pool_.run(2 * tiles, [&](std::size_t task) { basis.settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile); });
+    pool_.run(kept, [&](std::size_t i) {
+        multiply(i, [&](std::size_t p, const u64* row) { basis.divide(scratch.get() + p * stride, row, out + (p * kept + i) * degree_, i); });
+    });
+}
+
+KeyOperands Engine::key_operands(const std::vector<const u64*>& digits, const KeyUse& use, const Permutation* moves, std::size_t i) const {
     const std::size_t rows = use.level + 1 + special_count();
     const std::size_t row = extended_row(i, use.level), moved_rows = use.moved_times_p ? use.level + 1 : rows;
     Rows before = extended_rows(use.key_level);  // what lies before this row in each polynomial of the key
     const std::size_t size = packed_bytes(before, degree_);
     before.resize(i <= use.level ? i : i + use.key_level - use.level);
     const Byte* first = use.key + packed_bytes(before, degree_);
-    std::vector<KeyTerm> terms;
+    KeyOperands operands;
+    operands.permutation = moves;
     for (const u64* digit : digits) {
-        terms.push_back({digit, first, first + size});
+        operands.terms.push_back({digit, first, first + size});
         first += 2 * size;
     }
-    KeyOperands operands = {.terms = terms, .permutation = moves};
     if (i < moved_rows) {  // P times anything is 0 modulo the special primes
         operands.factor = use.moved_times_p ? special_product_[row] : 1;
         if (use.moved_polys > 0) operands.moved_first = use.moved + i * degree_;
         if (use.moved_polys > 1) operands.moved_second = use.moved + (moved_rows + i) * degree_;
     }
-    rows_[row].key_sum(operands, out + i * degree_, out + (rows + i) * degree_, start, n);
+    return operands;
 }
 
 void Engine::mod_down(const u64* x, u64* out, std::size_t polys, std::size_t level) {

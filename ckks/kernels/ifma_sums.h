@@ -24,13 +24,6 @@ struct MultiplyAdd {
     }
 };
 
-// q^-1 modulo 2^52: each step doubles the bits that are right, from three for any odd q.
-u64 inverse_of(u64 q) {
-    u64 x = q;
-    for (int step = 0; step < 5; ++step) x *= 2 - q * x;
-    return x & ((u64(1) << 52) - 1);
-}
-
 // y as VectorKernels::overflow leaves it, a double: whole numbers from -2^48 to 2^50 with `offset` added to be positive; 2^52 more puts them into the
 // low bits.
 [[gnu::always_inline]] inline V from_double(const double* y, __m512d offset) {
@@ -46,8 +39,8 @@ struct FromConversion {
     const V inverse;
     V constants[kMaxSources + 1];
 
-    FromConversion(const Field& field, const VectorConversion& c, const double* from, std::size_t distance)
-        : f(field), y(from), count(Count ? Count : c.count), stride(distance), inverse(all(inverse_of(field.prime))) {
+    FromConversion(const VectorPrime& p, const VectorConversion& c, const double* from, std::size_t distance)
+        : f(p), y(from), count(Count ? Count : c.count), stride(distance), inverse(all(p.whole_inverse)) {
         for (std::size_t i = 0; i <= count; ++i)
             constants[i] = all(static_cast<u64>((static_cast<unsigned __int128>(f.factor(c.factors[i]).value) << 52) % f.prime));
     }
@@ -78,10 +71,10 @@ void transform_conversion(const VectorPrime& p, const VectorConversion& c, const
     const Field f(p);
     switch (c.count) {
         case 1: return transform(p, FromCentred(f, y), out, store);
-        case 2: return transform(p, FromConversion<2>(f, c, y, stride), out, store);
-        case 3: return transform(p, FromConversion<3>(f, c, y, stride), out, store);
-        case 4: return transform(p, FromConversion<4>(f, c, y, stride), out, store);
-        default: return transform(p, FromConversion<0>(f, c, y, stride), out, store);
+        case 2: return transform(p, FromConversion<2>(p, c, y, stride), out, store);
+        case 3: return transform(p, FromConversion<3>(p, c, y, stride), out, store);
+        case 4: return transform(p, FromConversion<4>(p, c, y, stride), out, store);
+        default: return transform(p, FromConversion<0>(p, c, y, stride), out, store);
     }
 }
 

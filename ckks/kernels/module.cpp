@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <bit>
@@ -101,22 +102,6 @@ void multiply_scalars(Engine& engine, const In& a, const In& scalars, const Out&
     engine.multiply_scalars(a.data(), scalars.data(), out.data(), polys, rows);
 }
 
-void multiply_sums(Engine& engine, const std::vector<In>& terms, const InPacked& plains, const std::vector<kernels::Products>& sums,
-                   std::size_t length, const Out& out, const Rows& rows) {
-    require_rows(engine, rows);
-    require(!sums.empty(), "no sums");
-    require_polys(engine, out, 2 * sums.size(), rows.size());
-    require(length > 0 && engine.degree() % length == 0 && std::has_single_bit(engine.degree() / length), "not a period");
-    const std::size_t count = packed_of(engine, plains, rows, length);
-    std::vector<const u64*> x;
-    for (const In& term : terms) require_polys(engine, term, 2, rows.size()), x.push_back(term.data());
-    for (const kernels::Products& sum : sums) {
-        require(!sum.empty(), "a sum of nothing");
-        for (const auto& [term, plain] : sum) require(term < x.size() && plain < count, "no such term or plaintext");
-    }
-    engine.multiply_sums(x, plains.data(), sums, std::bit_width(engine.degree() / length) - 1, out.data(), rows);
-}
-
 void matrix(Engine& engine, const std::vector<In>& stacks, const In& terms, const In& factors, const Out& out, std::size_t polys,
             const Rows& rows) {
     require_rows(engine, rows);
@@ -165,13 +150,13 @@ void decompose(Engine& engine, const In& x, const Out& out, std::size_t level) {
 }
 
 Engine::KeyUse key_use(const Engine& engine, const InPacked& key, const std::optional<In>& moved, std::size_t level, std::size_t key_level,
-                       u64 element) {
+                       u64 element, bool divided) {
     require_level(engine, key_level);
     require(level <= key_level, "the key is for a lower level");
     require(element % 2 == 1, "a Galois element is odd");
     require(packed_of(engine, key, engine.extended_rows(key_level), engine.degree()) == 2 * engine.digit_count(key_level),
             "not a key of this level");
-    Engine::KeyUse use = {key.data(), level, key_level, element, nullptr, 0, false};
+    Engine::KeyUse use = {key.data(), level, key_level, element, nullptr, 0, false, divided};
     if (moved) {
         require(moved->ndim() == 3 && moved->shape(0) <= 2, "one or two polynomials can move");
         use.moved = moved->data(), use.moved_polys = moved->shape(0), use.moved_times_p = moved->shape(1) == level + 1;
@@ -180,20 +165,63 @@ Engine::KeyUse key_use(const Engine& engine, const InPacked& key, const std::opt
     return use;
 }
 
+void require_product(const Engine& engine, const Engine::KeyUse& use, const Out& out) {
+    require_polys(engine, out, 2, use.level + 1 + (use.divided ? 0 : engine.special_count()));
+}
+
 void key_product(Engine& engine, const In& digits, const InPacked& key, const std::optional<In>& moved, const Out& out, std::size_t level,
-                 std::size_t key_level, u64 element) {
-    const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element);
+                 std::size_t key_level, u64 element, bool divided) {
+    const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element, divided);
     require_polys(engine, digits, engine.digit_count(level), level + 1 + engine.special_count());
-    require_polys(engine, out, 2, level + 1 + engine.special_count());
+    require_product(engine, use, out);
     engine.key_product(digits.data(), use, out.data());
 }
 
 void key_switch(Engine& engine, const In& x, const InPacked& key, const std::optional<In>& moved, const Out& out, std::size_t level,
-                std::size_t key_level, u64 element) {
-    const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element);
+                std::size_t key_level, u64 element, bool divided) {
+    const Engine::KeyUse use = key_use(engine, key, moved, level, key_level, element, divided);
     require_polys(engine, x, 1, level + 1);
-    require_polys(engine, out, 2, level + 1 + engine.special_count());
+    require_product(engine, use, out);
     engine.key_switch(x.data(), use, out.data());
+}
+
+// Whether the sums name terms and plaintexts that exist; the base-two logarithm of how many positions a value of a plaintext stands for.
+unsigned check_sums(const Engine& engine, const std::vector<kernels::Products>& sums, std::size_t terms, const InPacked& plains,
+                    std::size_t length, const Out& out, const Rows& rows) {
+    require(!sums.empty(), "no sums");
+    require_polys(engine, out, 2 * sums.size(), rows.size());
+    require(length > 0 && engine.degree() % length == 0 && std::has_single_bit(engine.degree() / length), "not a period");
+    const std::size_t count = packed_of(engine, plains, rows, length);
+    for (const kernels::Products& sum : sums) {
+        require(!sum.empty(), "a sum of nothing");
+        for (const auto& [term, plain] : sum) require(term < terms && plain < count, "no such term or plaintext");
+    }
+    return std::bit_width(engine.degree() / length) - 1;
+}
+
+std::vector<const u64*> pairs_of(const Engine& engine, const std::vector<In>& terms, std::size_t rows) {
+    std::vector<const u64*> x;
+    for (const In& term : terms) require_polys(engine, term, 2, rows), x.push_back(term.data());
+    return x;
+}
+
+void multiply_sums(Engine& engine, const std::vector<In>& terms, const InPacked& plains, const std::vector<kernels::Products>& sums,
+                   std::size_t length, const Out& out, const Rows& rows) {
+    require_rows(engine, rows);
+    const unsigned log_repeat = check_sums(engine, sums, terms.size(), plains, length, out, rows);
+    engine.multiply_sums(pairs_of(engine, terms, rows.size()), plains.data(), sums, log_repeat, out.data(), rows);
+}
+
+void multiply_product_sums(Engine& engine, const In& digits, const std::vector<std::tuple<InPacked, std::size_t, u64>>& keys,
+                           const std::optional<In>& moved, const std::vector<In>& terms, const InPacked& plains,
+                           const std::vector<kernels::Products>& sums, std::size_t length, const Out& out, std::size_t level) {
+    require_level(engine, level);
+    const Rows rows = engine.extended_rows(level);
+    require_polys(engine, digits, engine.digit_count(level), rows.size());
+    std::vector<Engine::KeyUse> products;
+    for (const auto& [key, key_level, element] : keys) products.push_back(key_use(engine, key, moved, level, key_level, element, false));
+    const unsigned log_repeat = check_sums(engine, sums, products.size() + terms.size(), plains, length, out, rows);
+    engine.multiply_product_sums(digits.data(), products, pairs_of(engine, terms, rows.size()), plains.data(), sums, log_repeat, out.data(), level);
 }
 
 void mod_down(Engine& engine, const In& x, const Out& out, std::size_t level) {
@@ -230,14 +258,16 @@ NB_MODULE(_cpu, m) {
         .def("multiply", binary<&Engine::multiply>, a, b, out, "rows"_a, Unlocked())
         .def("multiply_scalars", multiply_scalars, a, scalars, out, "rows"_a, Unlocked())
         .def("multiply_sums", multiply_sums, terms, "plains"_a.noconvert(), "sums"_a, "length"_a, out, "rows"_a, Unlocked())
+        .def("multiply_product_sums", multiply_product_sums, "digits"_a.noconvert(), "keys"_a, "moved"_a.noconvert().none(), terms,
+             "plains"_a.noconvert(), "sums"_a, "length"_a, out, "level"_a, Unlocked())
         .def("matrix", matrix, "stacks"_a.noconvert(), terms, "factors"_a.noconvert(), out, "polys"_a, "rows"_a, Unlocked())
         .def("tensor", tensor, a, b, out, "rows"_a, Unlocked())
         .def("automorphism", automorphism, x, out, "element"_a, Unlocked())
         .def("decompose", decompose, x, out, "level"_a, Unlocked())
         .def("key_product", key_product, "digits"_a.noconvert(), "key"_a.noconvert(), "moved"_a.noconvert().none(), out, "level"_a,
-             "key_level"_a, "element"_a, Unlocked())
+             "key_level"_a, "element"_a, "divided"_a, Unlocked())
         .def("key_switch", key_switch, x, "key"_a.noconvert(), "moved"_a.noconvert().none(), out, "level"_a, "key_level"_a,
-             "element"_a, Unlocked())
+             "element"_a, "divided"_a, Unlocked())
         .def("mod_down", mod_down, x, out, "level"_a, Unlocked())
         .def("rescale", rescale, x, out, "level"_a, Unlocked());
 }

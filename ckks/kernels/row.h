@@ -13,10 +13,19 @@ namespace kernels {
 
 // See KeySum.
 struct KeyOperands {
-    std::span<const KeyTerm> terms;
+    std::vector<KeyTerm> terms;
     const Permutation* permutation = nullptr;
     const u64 *moved_first = nullptr, *moved_second = nullptr;
     u64 factor = 0;
+    // Whose keys are read next, this far from the same positions.
+    const KeyOperands* next = nullptr;
+    std::size_t ahead_by = 0;
+};
+
+// A term of sums of products: a pair of rows, or a product with a key that is made on the way.
+struct SumTerm {
+    const u64 *first = nullptr, *second = nullptr;
+    const KeyOperands* product = nullptr;
 };
 
 // One sum of products over (term, plaintext): both are named by their numbers; plaintexts are packed rows `stride` bytes apart.
@@ -44,11 +53,11 @@ public:
     void multiply(const u64* a, const u64* b, u64* out, std::size_t n) const;
     void scale(u64 constant, const u64* a, u64* out, std::size_t n) const;
     void tensor(const u64* const a[2], const u64* const b[2], u64* const out[3], std::size_t n) const;
-    // Positions [start, start+n) of whole rows.
+    // Positions [start, start+n) of whole rows, to first[0..n) and second[0..n).
     void key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t start, std::size_t n) const;
-    // Several sums over the same terms, (first, second) rows each; each value of a plaintext stands for 2^log_repeat positions.
-    void plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, std::span<const PlainOperands> sums, unsigned log_repeat,
-                    std::size_t start, std::size_t n) const;
+    // Several sums over the same terms, at positions [start, start+n) of whole rows; each value of a plaintext stands for 2^log_repeat positions.
+    void plain_sums(std::span<const SumTerm> terms, std::span<const PlainOperands> sums, unsigned log_repeat, std::size_t start,
+                    std::size_t n) const;
 
 private:
     std::size_t degree_;

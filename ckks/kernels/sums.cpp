@@ -8,6 +8,7 @@ namespace kernels {
 namespace {
 
 constexpr std::size_t kBlock = Accumulator::kBlock;
+constexpr std::size_t kAhead = 128;  // positions: keys come from memory, too many streams for a CPU to follow
 
 // Positions at..at+size-1 of a packed row, or those they stand for.
 void unpack(Packing packing, const Byte* row, unsigned log_repeat, std::size_t at, std::size_t size, u64* out) {
@@ -20,9 +21,10 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
     const Packing packing = packing_of(modulus_.q);
     if (vector_) {
         const VectorPermutation view = s.permutation ? s.permutation->view() : VectorPermutation{};
+        const KeyOperands& next = s.next ? *s.next : s;
         return kernels_->key_sum(vector_->prime(),
-                                 {s.terms.data(), s.terms.size(), packing, s.permutation ? &view : nullptr, s.moved_first,
-                                  s.moved_second, static_cast<double>(s.factor), first, second},
+                                 {s.terms.data(), s.terms.size(), packing, s.permutation ? &view : nullptr, s.moved_first, s.moved_second,
+                                  static_cast<double>(s.factor), first, second, next.terms.data(), s.next ? s.ahead_by : kAhead},
                                  start, n);
     }
     u64 line[kBlock], factors[kBlock];
@@ -47,47 +49,67 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
                 read(moved[p]);
                 sums[p].add_scaled(line, s.factor);
             }
-            sums[p].store(out[p] + at);
+            sums[p].store(out[p] + at - start);
         }
     }
 }
 
 // Rows lie a power of two apart, so the caches could keep few of them side by side: each stretch of all terms is first brought together (as
-// doubles already), and then read by every sum.
-void Row::plain_sums(std::span<const std::pair<const u64*, const u64*>> terms, std::span<const PlainOperands> sums, unsigned log_repeat,
-                     std::size_t start, std::size_t n) const {
+// doubles already), and then read by every sum. Products with keys never leave the caches.
+void Row::plain_sums(std::span<const SumTerm> terms, std::span<const PlainOperands> sums, unsigned log_repeat, std::size_t start,
+                     std::size_t n) const {
     const Packing packing = packing_of(modulus_.q);
     if (vector_) {
-        constexpr std::size_t stretch = 256;  // 4 KiB of a term: a few dozen fit the second-level cache
-        const Buffer<double> staged = make_buffer<double>(2 * stretch * terms.size());
+        constexpr std::size_t stretch = kPlainStretch, apart = stretch + kVectorBlock / 8;  // 2 KiB and a line: a few dozen terms fit the second-level cache
+        const Buffer<u64> staged = make_buffer<u64>(2 * apart * terms.size());
+        const auto of_term = [&](std::size_t i, std::size_t half) { return staged.get() + (2 * i + half) * apart; };
         std::vector<PlainTerm> products;
+        for (const PlainOperands& sum : sums)
+            for (const auto& [term, plain] : sum.products) products.push_back({sum.plains + plain * sum.stride, of_term(term, 0), of_term(term, 1)});
+        for (std::size_t i = 0; i < kPlainTogether; ++i) {  // after the last, the first of the next stretch
+            const PlainTerm& first = products[i % products.size()];
+            products.push_back({first.plain + packed_size(modulus_.q, stretch >> log_repeat), first.first, first.second});
+        }
         for (std::size_t at = start; at < start + n; at += stretch) {
             for (std::size_t i = 0; i < terms.size(); ++i) {
-                kernels_->stage(terms[i].first + at, staged.get() + 2 * i * stretch, stretch);
-                kernels_->stage(terms[i].second + at, staged.get() + (2 * i + 1) * stretch, stretch);
-            }
-            for (const PlainOperands& sum : sums) {
-                products.clear();
-                for (const auto& [term, plain] : sum.products) {
-                    const double* const first = staged.get() + 2 * term * stretch;
-                    products.push_back({sum.plains + plain * sum.stride, first, first + stretch});
+                if (terms[i].product) key_sum(*terms[i].product, of_term(i, 0), of_term(i, 1), at, stretch);
+                for (std::size_t half = 0; half < 2; ++half) {
+                    u64* const to = of_term(i, half);
+                    const u64* const from = terms[i].product ? to : (half ? terms[i].second : terms[i].first) + at;
+                    if (!kernels_->whole)
+                        kernels_->stage(from, reinterpret_cast<double*>(to), stretch);
+                    else if (from != to)
+                        std::copy_n(from, stretch, to);
                 }
-                kernels_->plain_sum(vector_->prime(),
-                                    {products.data(), products.size(), packing, log_repeat, at, sum.out_first, sum.out_second},
-                                    stretch);
+            }
+            const PlainTerm* first = products.data();
+            for (const PlainOperands& sum : sums) {
+                kernels_->plain_sum(vector_->prime(), {first, sum.products.size(), packing, log_repeat, at, sum.out_first, sum.out_second}, stretch);
+                first += sum.products.size();
             }
         }
         return;
     }
     u64 line[kBlock];
+    const Buffer<u64> staged = make_buffer<u64>(2 * kBlock * terms.size());
+    std::vector<SumTerm> pairs(terms.begin(), terms.end());
     for (std::size_t at = start; at < start + n; at += kBlock) {
         const std::size_t size = std::min(kBlock, start + n - at);
+        for (std::size_t i = 0; i < terms.size(); ++i) {
+            if (!terms[i].product) {
+                pairs[i] = {terms[i].first + at, terms[i].second + at};
+                continue;
+            }
+            u64* const to = staged.get() + 2 * i * kBlock;
+            key_sum(*terms[i].product, to, to + kBlock, at, size);
+            pairs[i] = {to, to + kBlock};
+        }
         for (const PlainOperands& sum : sums) {
             Accumulator totals[2] = {{modulus_, size}, {modulus_, size}};
             for (const auto& [term, plain] : sum.products) {
                 unpack(packing, sum.plains + plain * sum.stride, log_repeat, at, size, line);
-                totals[0].add_products(line, terms[term].first + at);
-                totals[1].add_products(line, terms[term].second + at);
+                totals[0].add_products(line, pairs[term].first);
+                totals[1].add_products(line, pairs[term].second);
             }
             totals[0].store(sum.out_first + at);
             totals[1].store(sum.out_second + at);

@@ -44,6 +44,8 @@ struct VectorPrime {
     // followed by their quotients.
     const WholeFactor *whole_roots, *whole_inverse_roots;
     const u64 *whole_tail, *whole_inverse_tail;
+    u64 whole_inverse;       // q^-1 modulo 2^52
+    WholeFactor whole_shift; // 2^52
 };
 
 // The centred conversion to one prime: sum_i y_i * factors[i], i <= count; the last y is the overflow u with factor -D.
@@ -74,27 +76,33 @@ struct KeyTerm {
 };
 
 // sum_i digit_i * (first_i, second_i) + factor * (moved_first, moved_second).
-// Digits and moved polynomials are read through the permutation, if there is one; the moved ones may be null (both, or the second).
+// Digits and moved polynomials are read through the permutation, if there is one; the moved ones may be null (both, or the second). A stretch
+// of positions from `start` on goes to out_first[0], out_second[0], ..
 struct KeySum {
     const KeyTerm* terms;
     std::size_t count;
     Packing packing;
     const VectorPermutation* permutation;
     const u64 *moved_first, *moved_second;
-    double factor;  // balanced
+    double factor;
     u64 *out_first, *out_second;
+    const KeyTerm* ahead;  // as many; the lines of their keys at k + ahead_by are asked for when position k has its turn
+    std::size_t ahead_by;
 };
 
-// A whole row of a plaintext and a stretch of a pair of polynomials as doubles (VectorKernels::stage).
+// Longest stretch of a PlainSum, and how many plaintexts it reads at a time.
+constexpr std::size_t kPlainStretch = 256, kPlainTogether = 4;
+
+// A whole row of a plaintext and a stretch of a pair of polynomials, as integers or (VectorKernels::stage) as doubles: whatever the kernels compute with.
 struct PlainTerm {
     const Byte* plain;
-    const double *first, *second;
+    const u64 *first, *second;
 };
 
 // sum_i plain_i * (first_i, second_i) on a stretch from position `start`, a multiple of kVectorBlock; results go to start, too. Each residue of
 // a plaintext stands for 2^log_repeat positions.
 struct PlainSum {
-    const PlainTerm* terms;
+    const PlainTerm* terms;  // and kPlainTogether more: plaintexts that come next, whose lines are asked for ahead
     std::size_t count;
     Packing packing;
     unsigned log_repeat;
@@ -120,7 +128,7 @@ struct VectorMatrix {
 struct VectorKernels {
     const char* name;
     std::size_t lanes;
-    bool whole;  // which tables the transforms read
+    bool whole;  // on 52-bit integers: which tables transforms read, what sums with plaintexts take
 
     // Whole rows of N; uint64 results in [0, q). `forward` takes values below 3q. x and out may be the same.
     void (*forward)(const VectorPrime&, const u64* x, u64* out);

@@ -1,7 +1,7 @@
 #include "vector.h"
 
 #if defined(__AVX512IFMA__)
-#include "ifma_sums.h"
+#include "ifma_products.h"
 
 namespace kernels {
 namespace {
@@ -69,7 +69,7 @@ void convert_divide(const VectorPrime& p, const VectorConversion& c, const Vecto
 
 }  // namespace
 
-// What is not here runs on doubles: element by element that is as fast.
+// What is not here runs on doubles: products of two residues are as fast.
 const VectorKernels* avx512ifma_kernels() {
     static const VectorKernels table = [] {
         VectorKernels t = *avx512_kernels();
@@ -77,6 +77,7 @@ const VectorKernels* avx512ifma_kernels() {
         t.whole = true;
         t.forward = forward, t.inverse = inverse, t.inverse_scaled = inverse_scaled;
         t.convert_forward = convert_forward, t.convert_divide = convert_divide;
+        t.key_sum = key_sum, t.plain_sum = plain_sum;
         return t;
     }();
     return &table;

@@ -6,13 +6,14 @@
 namespace kernels {
 namespace {
 
-constexpr std::size_t kAhead = 128;  // positions: the rows of a large sum come from memory, too many streams for a CPU to follow
+constexpr std::size_t kAhead = 128;  // positions, of lines that an automorphism reads out of order
 constexpr std::size_t kLine = 2;  // vectors a step: enough sums side by side to hide the latency of each
 
+// Into the second-level cache: the first has room for fewer lines on their way from memory.
 template <std::size_t width>
 void fetch_bytes(const Byte* x, std::size_t at) {
-    __builtin_prefetch(x + width * at);
-    if (width * kLine * W > 64) __builtin_prefetch(x + width * at + 64);
+    __builtin_prefetch(x + width * at, 0, 2);
+    if (width * kLine * W > 64) __builtin_prefetch(x + width * at + 64, 0, 2);
 }
 
 // A packed row at positions k..k+W-1; or one that holds each value once for 2^log_repeat positions.
@@ -137,8 +138,8 @@ void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::s
                     sums.make_room(f);
                     const KeyTerm& t = s.terms[term];
                     read.fetch(t.digit);
-                    Row::fetch(t.first, k + kAhead);
-                    Row::fetch(t.second, k + kAhead);
+                    Row::fetch(s.ahead[term].first, k + s.ahead_by);
+                    Row::fetch(s.ahead[term].second, k + s.ahead_by);
                     for (std::size_t u = 0; u < kLine; ++u) {
                         const V x = read(t.digit, u);
                         sums.first[u].add(x, Row::load(t.first, k + u * W));
@@ -151,11 +152,14 @@ void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::s
                 }
                 if (s.moved_first) {
                     sums.make_room(f);
+                    read.fetch(s.moved_first);
                     for (std::size_t u = 0; u < kLine; ++u) sums.first[u].add(read(s.moved_first, u), factor);
-                    if (s.moved_second)
+                    if (s.moved_second) {
+                        read.fetch(s.moved_second);
                         for (std::size_t u = 0; u < kLine; ++u) sums.second[u].add(read(s.moved_second, u), factor);
+                    }
                 }
-                sums.store(f, s.out_first + k, s.out_second + k);
+                sums.store(f, s.out_first + (k - start), s.out_second + (k - start));
             }
             room = left;
         }
@@ -175,27 +179,41 @@ void key_sum(const VectorPrime& p, const KeySum& s, std::size_t start, std::size
     }
 }
 
+// As key_sum, a few terms at a time over the stretch, and for the same reason.
 template <class Row, bool periodic>
 void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
+    constexpr std::size_t step = kLine * W;
     const Field f(p);
-    for (std::size_t k = 0; k < n; k += kLine * W) {
-        const std::size_t at = s.start + k;
-        PairSums sums(p);
-        for (std::size_t i = 0; i < s.count; ++i) {
-            sums.make_room(f);
-            const PlainTerm& t = s.terms[i];
-            Row::fetch(t.plain, (at + kAhead) >> s.log_repeat);
-            for (std::size_t u = 0; u < kLine; ++u) {
-                V x;
-                if constexpr (periodic)
-                    x = Row::repeated(t.plain, at + u * W, s.log_repeat);
-                else
-                    x = Row::load(t.plain, at + u * W);
-                sums.first[u].add(x, Lanes::load(t.first + k + u * W));
-                sums.second[u].add(x, Lanes::load(t.second + k + u * W));
+    MultiplyAdd kept[kPlainStretch / step][2][kLine];
+    std::size_t room = p.max_terms;
+    for (std::size_t i = 0; i < s.count; i += kPlainTogether) {
+        const std::size_t stop = i + kPlainTogether < s.count ? i + kPlainTogether : s.count;
+        std::size_t left = room;
+        for (std::size_t k = 0; k < n; k += step) {
+            const std::size_t at = s.start + k;
+            auto& [first, second] = kept[k / step];
+            PairSums sums(p);
+            if (i > 0) sums.resume(first, second, room);
+            for (std::size_t term = i; term < stop; ++term) {
+                sums.make_room(f);
+                const PlainTerm& t = s.terms[term];
+                Row::fetch(s.terms[term + kPlainTogether].plain, at >> s.log_repeat);
+                for (std::size_t u = 0; u < kLine; ++u) {
+                    V x;
+                    if constexpr (periodic)
+                        x = Row::repeated(t.plain, at + u * W, s.log_repeat);
+                    else
+                        x = Row::load(t.plain, at + u * W);
+                    sums.first[u].add(x, Lanes::load(reinterpret_cast<const double*>(t.first) + k + u * W));
+                    sums.second[u].add(x, Lanes::load(reinterpret_cast<const double*>(t.second) + k + u * W));
+                }
             }
+            if (stop < s.count)
+                left = sums.keep(first, second);
+            else
+                sums.store(f, s.out_first + at, s.out_second + at);
         }
-        sums.store(f, s.out_first + at, s.out_second + at);
+        room = left;
     }
 }
 

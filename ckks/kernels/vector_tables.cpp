@@ -16,6 +16,17 @@ VectorFactor vector_factor(const Modulus& m, u64 x) {
     return {value, value / static_cast<double>(m.q)};
 }
 
+namespace {
+
+// Each step doubles the bits that are right, from three for any odd q.
+u64 inverse_modulo_2_52(u64 q) {
+    u64 x = q;
+    for (int step = 0; step < 5; ++step) x *= 2 - q * x;
+    return x & ((u64(1) << 52) - 1);
+}
+
+}  // namespace
+
 VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, const VectorKernels& kernels) : modulus_(modulus) {
     const unsigned log_degree = std::bit_width(degree) - 1;
     const auto powers = [&](u64 root) {  // root^bitrev(i)
@@ -51,6 +62,8 @@ VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, 
         .whole_inverse_roots = whole_inverse_roots_.get(),
         .whole_tail = whole_tail_.get(),
         .whole_inverse_tail = whole_inverse_tail_.get(),
+        .whole_inverse = inverse_modulo_2_52(modulus.q),
+        .whole_shift = whole_factor((u64(1) << 52) % modulus.q),
     };
 }
 
@@ -70,21 +83,22 @@ void VectorTables::fill_doubles(const std::vector<u64>& powers, std::size_t lane
 
 void VectorTables::fill_whole(const std::vector<u64>& powers, Buffer<WholeFactor>& roots, Buffer<u64>& tail) const {
     const std::size_t n = powers.size();
-    const auto factor = [&](u64 w) { return WholeFactor{w, static_cast<u64>((u128(w) << 52) / modulus_.q)}; };
     roots = make_buffer<WholeFactor>(n / 8);
-    for (std::size_t i = 0; i < n / 8; ++i) roots[i] = factor(powers[i]);
+    for (std::size_t i = 0; i < n / 8; ++i) roots[i] = whole_factor(powers[i]);
     tail = make_buffer<u64>(14 * n / 8);
     u64* out = tail.get();
     for (std::size_t block = n / 16; block < n / 8; ++block) {  // sixteen points: their stages have 2, 4 and 8 factors
         constexpr unsigned orders[3][8] = {{0, 1}, {0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}};  // of lanes; see ifma_ntt.h
         for (unsigned stage = 0, count = 2; stage < 3; ++stage, out += 2 * count, count *= 2) {
             for (unsigned lane = 0; lane < count; ++lane) {
-                const WholeFactor w = factor(powers[block * count + orders[stage][lane]]);
+                const WholeFactor w = whole_factor(powers[block * count + orders[stage][lane]]);
                 out[lane] = w.value, out[count + lane] = w.quotient;
             }
         }
     }
 }
+
+WholeFactor VectorTables::whole_factor(u64 w) const { return {w, static_cast<u64>((u128(w) << 52) / modulus_.q)}; }
 
 VectorScale VectorTables::scale(u64 constant) const {
     const u64 low = modulus_.multiply(degree_inverse_, constant % modulus_.q);

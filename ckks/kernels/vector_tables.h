@@ -27,6 +27,7 @@ public:
     VectorScale scale(u64 constant) const;
 
 private:
+    WholeFactor whole_factor(u64 w) const;
     // Powers of the root in the order of stages -> a table of factors and the tail.
     void fill_doubles(const std::vector<u64>& powers, std::size_t lanes, Buffer<VectorFactor>& roots, Buffer<double>& tail) const;
     void fill_whole(const std::vector<u64>& powers, Buffer<WholeFactor>& roots, Buffer<u64>& tail) const;
