@@ -31,6 +31,7 @@ from rich.console import Console
 
 from bench import _common as common
 from bench import _networks as networks
+from bench._evaluate import evaluate
 from bench._orion import peak_rss
 from ckks.bundle import Bundle
 from ckks.errors import HeError
@@ -43,7 +44,7 @@ from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.machine import find_machine
 from he_serve.packing import pack, unpack
-from he_serve.worker import evaluate, load_models
+from he_serve.worker import load_models
 from keys import SecretKey
 
 PEER = ("orion-v2-compiler==2.1.8", "orion-v2-evaluator==2.1.8", "orion-v2-lattigo==6.2.4")
@@ -168,7 +169,7 @@ def prepare(case: Case, keys: str, rows: npt.NDArray[np.float32], folder: Path, 
     answers: dict[int, bytes] = {}
 
     def run(row: int) -> None:
-        answers[row], _ = evaluate(loaded, mapped, requests[row], lambda: False)
+        answers[row] = evaluate(loaded, mapped, requests[row])
 
     def logits(row: int) -> Logits:
         spec = bundle.output

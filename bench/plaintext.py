@@ -26,6 +26,7 @@ import onnxruntime
 from rich.console import Console
 
 from bench import _common as common
+from bench._evaluate import evaluate
 from bench._plot import plot_phases
 from ckks.bundle import Bundle
 from ckks.cleartext import CleartextEvaluator
@@ -41,7 +42,7 @@ from he_serve.cli.output import size
 from he_serve.executor import Executor
 from he_serve.packing import pack, unpack
 from he_serve.settings import Settings
-from he_serve.worker import evaluate, load_models
+from he_serve.worker import load_models
 from keys import SecretKey
 
 MODELS = ("lesion", "lesion64", "fashion", "digits")
@@ -100,7 +101,7 @@ def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -
     answers: dict[int, bytes] = {}
 
     def ours(pair: int) -> None:
-        answers[pair], _ = evaluate(loaded, evaluation_keys, requests[pair], lambda: False)
+        answers[pair] = evaluate(loaded, evaluation_keys, requests[pair])
 
     session = _session(onnx, threads)
 
@@ -171,7 +172,7 @@ async def _throughput(name: str, folder: Path, keys: Path, requests: list[bytes]
 
     async def burst(count: int) -> None:
         await asyncio.gather(
-            *(executor.evaluate(name, keys, requests[i % len(requests)]) for i in range(count))
+            *(executor.evaluate(name, "", keys, requests[i % len(requests)]) for i in range(count))
         )
 
     await executor.start()

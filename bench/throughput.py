@@ -24,6 +24,7 @@ from rich.console import Console
 
 from bench import _common as common
 from bench import _networks as networks
+from bench._evaluate import evaluate
 from ckks.errors import HeError, ModelError
 from ckks.expanded import expand_keys, map_keys
 from ckks.modelfile import CompiledModel, save_model
@@ -32,7 +33,7 @@ from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.packing import joined, pack_inputs, unpack
 from he_serve.trial import twin
-from he_serve.worker import evaluate, load_models
+from he_serve.worker import load_models
 from keys import SecretKey
 
 COMMITTED = ("digits", "fashion")
@@ -129,7 +130,7 @@ def measure(net: Network, layout: str, model: CompiledModel, folder: Path, threa
 
     def ours(_: int) -> None:
         nonlocal answer
-        answer, _seconds = evaluate(loaded, keys, body, lambda: False)
+        answer = evaluate(loaded, keys, body)
 
     session, plain_rows = _session(net.path, threads), _plain_rows(net)
 
