@@ -32,10 +32,14 @@ struct Lanes {
         return sub(_mm256_or_pd(bits, magic), magic);
     }
     static V load_integers(const u64* p) { return to_double(load_bits(p)); }
-    // x in (-q, q) -> [0, q)
+    // x in (-q, q) -> [0, q). The sign bit chooses: x is a sum, so 0 has none.
     static void store_integers(u64* p, V x, V q) {
         const V magic = all(0x1p52);
-        x = add(x, _mm256_and_pd(_mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ), q));
+        store_bits(p, _mm256_xor_pd(add(x, _mm256_blendv_pd(magic, add(magic, q), x)), magic));
+    }
+    // x in [0, q)
+    static void store_residues(u64* p, V x) {
+        const V magic = all(0x1p52);
         store_bits(p, _mm256_xor_pd(add(x, magic), magic));
     }
 
@@ -88,17 +92,19 @@ struct Lanes {
         return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(magnitude, bound, _CMP_GT_OQ)));
     }
 
-    // Four vectors hold 4*width consecutive points: to x[i] = the i-th four of each 16, and back. Here that is how they lie.
-    static void to_quads(V*) {}
-    static void from_quads(V*) {}
-    // One constant for each 16 points: p[0], p[stride], ..
-    static V per_block(const double* p, std::size_t) { return all(*p); }
-    // Within each block of four lanes: the transpose of four by four.
-    static void transpose(V* x) {
-        const V t0 = _mm256_unpacklo_pd(x[0], x[1]), t1 = _mm256_unpackhi_pd(x[0], x[1]);
-        const V t2 = _mm256_unpacklo_pd(x[2], x[3]), t3 = _mm256_unpackhi_pd(x[2], x[3]);
-        x[0] = _mm256_permute2f128_pd(t0, t2, 0x20), x[1] = _mm256_permute2f128_pd(t1, t3, 0x20);
-        x[2] = _mm256_permute2f128_pd(t0, t2, 0x31), x[3] = _mm256_permute2f128_pd(t1, t3, 0x31);
+    // Of the last stages (vector_stages.h). The lanes' two bits change places; so do the vector's and, for stages 0 and 2, the lower, else the higher.
+    static V turn(V x) { return _mm256_permute4x64_pd(x, 0xD8); }
+    static V turn_back(V x) { return turn(x); }
+    template <unsigned T>
+    static void exchange(V& x, V& y) {
+        const V low = T == 1 ? _mm256_permute2f128_pd(x, y, 0x20) : _mm256_unpacklo_pd(x, y);
+        y = T == 1 ? _mm256_permute2f128_pd(x, y, 0x31) : _mm256_unpackhi_pd(x, y);
+        x = low;
+    }
+    // Two factors, in turn, or four.
+    template <unsigned T>
+    static V load_part(const double* p) {
+        return T == 0 ? _mm256_broadcast_pd(reinterpret_cast<const __m128d*>(p)) : load(p);
     }
 };
 

@@ -39,6 +39,11 @@ struct Lanes {
         const __m512i bits = _mm512_castpd_si512(add(x, magic));
         _mm512_storeu_si512(p, _mm512_xor_si512(bits, _mm512_castpd_si512(magic)));
     }
+    // x in [0, q)
+    static void store_residues(u64* p, V x) {
+        const V magic = all(0x1p52);
+        _mm512_storeu_si512(p, _mm512_xor_si512(_mm512_castpd_si512(add(x, magic)), _mm512_castpd_si512(magic)));
+    }
 
     // Lane l of the result is p[l >> log_repeat], log_repeat >= 1.
     static V load_repeated(const u64* p, unsigned log_repeat) {
@@ -88,28 +93,23 @@ struct Lanes {
     // Bit l is set where |x_l| > bound.
     static unsigned beyond(V x, V bound) { return _mm512_cmp_pd_mask(_mm512_abs_pd(x), bound, _CMP_GT_OQ); }
 
-    // Four vectors hold 32 consecutive points: to x[i] = the i-th four of each 16, and back (the same exchange).
-    static void to_quads(V* x) {
-        const V a = x[0], b = x[1], c = x[2], d = x[3];
-        x[0] = _mm512_shuffle_f64x2(a, c, 0x44), x[1] = _mm512_shuffle_f64x2(a, c, 0xEE);
-        x[2] = _mm512_shuffle_f64x2(b, d, 0x44), x[3] = _mm512_shuffle_f64x2(b, d, 0xEE);
+    // Of the last stages (vector_stages.h). Lanes 2 1 0 become 1 0 2; the vector's bit and one of the lanes' change places.
+    static V turn(V x) { return _mm512_permutexvar_pd(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), x); }
+    static V turn_back(V x) { return _mm512_permutexvar_pd(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), x); }
+    template <unsigned T>
+    static void exchange(V& x, V& y) {
+        const V a = x, b = y;
+        if constexpr (T == 0 || T == 3) x = _mm512_unpacklo_pd(a, b), y = _mm512_unpackhi_pd(a, b);
+        if constexpr (T == 1) x = _mm512_shuffle_f64x2(a, b, 0x44), y = _mm512_shuffle_f64x2(a, b, 0xEE);
+        if constexpr (T == 2) x = _mm512_mask_permutex_pd(a, 0xCC, b, 0x4E), y = _mm512_mask_permutex_pd(b, 0x33, a, 0x4E);
     }
-    static void from_quads(V* x) {
-        const V a = x[0], b = x[1], c = x[2], d = x[3];
-        x[0] = _mm512_shuffle_f64x2(a, b, 0x44), x[1] = _mm512_shuffle_f64x2(c, d, 0x44);
-        x[2] = _mm512_shuffle_f64x2(a, b, 0xEE), x[3] = _mm512_shuffle_f64x2(c, d, 0xEE);
-    }
-    // One constant for each 16 points: p[0], p[stride], ..
-    static V per_block(const double* p, std::size_t stride) {
-        return _mm512_insertf64x4(all(p[0]), _mm256_set1_pd(p[stride]), 1);
-    }
-    // Within each block of four lanes: the transpose of four by four.
-    static void transpose(V* x) {
-        const V t0 = _mm512_unpacklo_pd(x[0], x[1]), t1 = _mm512_unpackhi_pd(x[0], x[1]);
-        const V t2 = _mm512_unpacklo_pd(x[2], x[3]), t3 = _mm512_unpackhi_pd(x[2], x[3]);
-        const __m512i low = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), high = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
-        x[0] = _mm512_permutex2var_pd(t0, low, t2), x[1] = _mm512_permutex2var_pd(t1, low, t3);
-        x[2] = _mm512_permutex2var_pd(t0, high, t2), x[3] = _mm512_permutex2var_pd(t1, high, t3);
+    // Two factors in turn; or the first two of four in the lower half, the others in the upper; or eight.
+    template <unsigned T>
+    static V load_part(const double* p) {
+        const auto pair = [](const double* from) { return _mm256_broadcast_pd(reinterpret_cast<const __m128d*>(from)); };
+        if constexpr (T == 0) return _mm512_broadcast_f64x4(pair(p));
+        if constexpr (T == 1) return _mm512_insertf64x4(_mm512_castpd256_pd512(pair(p)), pair(p + 2), 1);
+        if constexpr (T == 2) return load(p);
     }
 };
 

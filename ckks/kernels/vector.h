@@ -36,8 +36,8 @@ struct VectorPrime {
     double grid;            // 1.5 * 2^(52+G), G = bits+1: see MultiplyAdd in vector_sums.h
     std::size_t max_terms;  // products of two residues in [0, q) that may be summed before a flush: 2^(52-bits)
     unsigned log_degree;
-    const VectorFactor *roots, *inverse_roots;  // psi^(+-bitrev(i)), i < N/4
-    const double *tail, *inverse_tail;          // the last four stages: per 16 points 3 x 4 factors
+    const VectorFactor *roots, *inverse_roots;  // psi^(+-bitrev(i)), i < N / lanes
+    const double *tail, *inverse_tail;          // the stages of lanes: kTail in vector_stages.h
     VectorFactor scale[2];                      // N^-1 and N^-1 times the last stage's factor
 
     // In place of the roots and tails above, for kernels on integers: i < N/8, and the last three stages, per 16 points 2, 4 and 8 values, each time

@@ -21,10 +21,10 @@ struct ToIntegers {  // for values in less than 1
 struct ReducedToIntegers {
     const Field f;
     u64* x;
-    void operator()(std::size_t k, V v) const { Lanes::store_integers(x + k, f.reduce(v), f.q); }
+    void operator()(std::size_t k, V v) const { Lanes::store_residues(x + k, f.residue(v)); }
 };
 
-// The end of a division: v in 2, so the difference is in 3 and the product in 1/2 + 3/32; v in 13 for small primes, but their errors are less.
+// The end of a division: v in 4.2, so the difference is in 5.2 and the product in 1/2 + 6/32; v in 13 for small primes, but their errors are less.
 struct ToQuotient {
     const Field f;
     const u64* x;
@@ -40,14 +40,9 @@ void forward(const VectorPrime& p, const u64* x, u64* out) {
     transform(p, FromIntegers{x}, as_doubles(out), ReducedToIntegers{f, out});
 }
 
-void inverse(const VectorPrime& p, const u64* x, u64* out) {  // 1.2 after the last pass, with N^-1 known in advance 1/2 + 6.5/32
-    const Field f(p);
-    Inverse(p, x, as_doubles(out)).run(p.scale, ToIntegers{out, f.q});
-}
+void inverse(const VectorPrime& p, const u64* x, u64* out) { transform_back(p, p.scale, x, as_doubles(out), ToIntegers{out, Lanes::all(p.q)}); }
 
-void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, double* y) {
-    Inverse(p, x, y).run(scale, ToMemory{y});
-}
+void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, double* y) { transform_back(p, scale, x, y, ToMemory{y}); }
 
 void convert_forward(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out) {
     const Field f(p);

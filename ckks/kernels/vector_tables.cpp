@@ -25,6 +25,26 @@ u64 inverse_modulo_2_52(u64 q) {
     return x & ((u64(1) << 52) - 1);
 }
 
+// Roots: those of the stages before the last ones, as many as a lane's number has bits. Those have, for every two vectors of points, 2, 4 (and 8)
+// factors, each time followed by their quotients, in the order of lanes (vector_stages.h, ifma_stages.h).
+template <class ToFactor, class Factor, class Value>
+void fill(const std::vector<u64>& powers, std::size_t lanes, const ToFactor& factor, Buffer<Factor>& roots, Buffer<Value>& tail) {
+    constexpr unsigned orders[3][8] = {{0, 1}, {0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}};
+    const std::size_t n = powers.size(), blocks = n / (2 * lanes);
+    roots = make_buffer<Factor>(n / lanes);
+    for (std::size_t i = 0; i < n / lanes; ++i) roots[i] = factor(powers[i]);
+    tail = make_buffer<Value>(blocks * 4 * (lanes - 1));
+    Value* out = tail.get();
+    for (std::size_t block = blocks; block < 2 * blocks; ++block) {
+        for (std::size_t stage = 0, count = 2; count <= lanes; ++stage, out += 2 * count, count *= 2) {
+            for (std::size_t lane = 0; lane < count; ++lane) {
+                const Factor w = factor(powers[block * count + orders[stage][lane]]);
+                out[lane] = w.value, out[count + lane] = w.quotient;
+            }
+        }
+    }
+}
+
 }  // namespace
 
 VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, const VectorKernels& kernels) : modulus_(modulus) {
@@ -68,34 +88,12 @@ VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, 
 }
 
 void VectorTables::fill_doubles(const std::vector<u64>& powers, std::size_t lanes, Buffer<VectorFactor>& roots, Buffer<double>& tail) const {
-    const std::size_t quarter = powers.size() / 4;
-    roots = make_buffer<VectorFactor>(quarter);
-    tail = make_buffer<double>(3 * quarter);
-    for (std::size_t i = 0; i < quarter; ++i) {  // four points each: one factor of their last stage but one, two of the last
-        roots[i] = vector_factor(modulus_, powers[i]);
-        const std::size_t group = quarter + i;
-        double* const out = tail.get() + i / lanes * 3 * lanes + i % lanes;
-        out[0] = balanced(modulus_, powers[group]);
-        out[lanes] = balanced(modulus_, powers[2 * group]);
-        out[2 * lanes] = balanced(modulus_, powers[2 * group + 1]);
-    }
+    const auto factor = [&](u64 w) { return vector_factor(modulus_, w); };
+    fill(powers, lanes, factor, roots, tail);
 }
 
 void VectorTables::fill_whole(const std::vector<u64>& powers, Buffer<WholeFactor>& roots, Buffer<u64>& tail) const {
-    const std::size_t n = powers.size();
-    roots = make_buffer<WholeFactor>(n / 8);
-    for (std::size_t i = 0; i < n / 8; ++i) roots[i] = whole_factor(powers[i]);
-    tail = make_buffer<u64>(14 * n / 8);
-    u64* out = tail.get();
-    for (std::size_t block = n / 16; block < n / 8; ++block) {  // sixteen points: their stages have 2, 4 and 8 factors
-        constexpr unsigned orders[3][8] = {{0, 1}, {0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}};  // of lanes; see ifma_ntt.h
-        for (unsigned stage = 0, count = 2; stage < 3; ++stage, out += 2 * count, count *= 2) {
-            for (unsigned lane = 0; lane < count; ++lane) {
-                const WholeFactor w = whole_factor(powers[block * count + orders[stage][lane]]);
-                out[lane] = w.value, out[count + lane] = w.quotient;
-            }
-        }
-    }
+    fill(powers, 8, [&](u64 w) { return whole_factor(w); }, roots, tail);
 }
 
 WholeFactor VectorTables::whole_factor(u64 w) const { return {w, static_cast<u64>((u128(w) << 52) / modulus_.q)}; }
