@@ -14,8 +14,9 @@ OPENFHE_VERSION := 1.6.1.0.22.4
 demo: install
 	$(BIN)/he-serve demo
 
+# Two processes, a file of tests in one of them: what a file sets up is made once.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .

@@ -33,7 +33,7 @@ FILES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "keras_cnn": ("softmax", 5, ()),
     "skl_logistic": ("softmax", 1, ("0", "1", "2")),
     "skl_logistic_binary": ("sigmoid", 1, ("0", "1")),
-    "skl_mlp": ("softmax", 1, ("setosa", "versicolor", "virginica")),
+    "skl_mlp": ("softmax", 0, ("setosa", "versicolor", "virginica")),
     "skl_mlp_binary": ("sigmoid", 1, ("0", "1")),
     "skl_ridge": ("none", 1, ()),
     "skl_perceptron": ("none", 1, ("setosa", "versicolor", "virginica")),

@@ -179,7 +179,7 @@ def test_activation_that_is_a_line_where_it_is_used(tmp_path: Path) -> None:
     path = b.save(tmp_path / "m.onnx", b.node("Clip", "image", b.constant(-1.0), b.constant(2.0)))
     rows = b.rows(40)
     model = compile_model(path, name="m", calibration=rows.astype(np.float64))
-    assert model.bundle.input.level == 1 and np.abs(clear_outputs(model, rows) - rows).max() <= 1e-5
+    assert model.bundle.input.level == 0 and np.abs(clear_outputs(model, rows) - rows).max() <= 1e-5
 
 
 @pytest.mark.parametrize("case", POLYNOMIAL)
@@ -191,14 +191,17 @@ def test_polynomial(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("degree", range(2, 17))
 def test_depth_of_polynomials_is_minimal(degree: int, tmp_path: Path) -> None:
-    """A polynomial with full coefficients takes ceil(log2(degree+1)) levels, a quadratic one, each linear map around it one."""
+    """A polynomial with full coefficients takes ceil(log2(degree+1)) levels, a quadratic one, the linear map before it one.
+
+    The map behind it takes none: outputs keep the scale of its products.
+    """
     b = ModelBuilder((4,))
     x = b.dense("image", 4, 4)
     y = b.constant(np.full(4, 0.5))
     for _ in range(degree):  # Horner
         y = b.node("Add", b.node("Mul", y, x), b.constant(b.random.uniform(0.5, 1, 4)))
     model = assert_agrees(b.save(tmp_path / "m.onnx", b.dense(y, 4, 3)), b)
-    assert model.bundle.input.level == 2 + (1 if degree == 2 else int(np.ceil(np.log2(degree + 1))))
+    assert model.bundle.input.level == 1 + (1 if degree == 2 else int(np.ceil(np.log2(degree + 1))))
 
 
 @st.composite
