@@ -29,19 +29,18 @@ from bench import _common as common
 from bench._evaluate import evaluate
 from bench._plot import plot_phases
 from ckks.bundle import Bundle
-from ckks.cleartext import CleartextEvaluator
 from ckks.errors import HeError, RemoteError
 from ckks.expanded import expand_keys, map_keys
-from ckks.interpreter import run
-from ckks.modelfile import CompiledModel, save_model
+from ckks.modelfile import save_model
 from ckks.types import Slots
-from ckks.wire import dump_ciphertext, load_ciphertext
+from ckks.wire import dump_ciphertexts, load_ciphertexts
 from ckks.wire_keys import dump_keys
 from compiler.compile import compile_model
 from he_serve.cli.output import size
 from he_serve.executor import Executor
-from he_serve.packing import pack, unpack
+from he_serve.packing import joined, pack_inputs, unpack
 from he_serve.settings import Settings
+from he_serve.trial import twin
 from he_serve.worker import load_models
 from keys import SecretKey
 
@@ -64,15 +63,17 @@ class Client:
 
     def encrypt(self, row: Rows) -> bytes:
         """One input row -> the bytes of a request."""
-        spec = self.bundle.input
-        slots = pack(row.astype(np.float64), spec.packing)
-        return dump_ciphertext(self.secret.parameters, self.secret.encrypt(slots, spec.level, spec.scale))
+        sent = self.bundle.input_ciphertexts
+        packed = pack_inputs({self.bundle.input.name: row.astype(np.float64)}, self.bundle)
+        ciphertexts = {name: self.secret.encrypt(packed[name], *sent[name]) for name in packed}
+        return dump_ciphertexts(self.secret.parameters, ciphertexts)
 
     def decrypt(self, answer: bytes) -> Slots:
         """The bytes of an answer -> logits, float64 [classes]."""
         spec = self.bundle.output
-        ciphertext = load_ciphertext(answer, self.secret.parameters, spec.level, spec.scale)
-        return unpack(self.secret.decrypt(ciphertext), spec.packing).reshape(-1)
+        ciphertexts = load_ciphertexts(answer, self.secret.parameters, self.bundle.output_ciphertexts)
+        slots = joined({name: self.secret.decrypt(c) for name, c in ciphertexts.items()}, spec)
+        return unpack(slots, spec.packing).reshape(-1)
 
 
 def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -> common.Row:
@@ -119,7 +120,8 @@ def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -
 
     used = rows[: len(outputs)]
     decrypted = np.stack([logits for logits, _ in outputs])
-    plain, twin = _run(session, used).reshape(decrypted.shape), _twin(model, used).reshape(decrypted.shape)
+    plain = _run(session, used).reshape(decrypted.shape)
+    exact = twin(model, [{model.bundle.input.name: row.astype(np.float64)} for row in used])
     common.require_precise(
         f"{name} against the original model", _worst(decrypted, plain), model.bundle.promised_error
     )
@@ -129,8 +131,8 @@ def measure(name: str, folder: Path, threads: int, say: Callable[[str], None]) -
         parameters=parameters,
         other=OTHER,
         other_version=onnxruntime.__version__,
-        ours_error=_worst(decrypted, twin),
-        other_error=_worst(plain, twin),
+        ours_error=_worst(decrypted, exact),
+        other_error=_worst(plain, exact),
         promised_error=model.bundle.promised_error,
         more={
             "slowdown": 1 / statistics.median(timings.ratios),
@@ -199,18 +201,6 @@ def _session(onnx: Path, threads: int) -> onnxruntime.InferenceSession:
 def _run(session: onnxruntime.InferenceSession, rows: Rows) -> npt.NDArray[np.float64]:
     logits: Any = session.run(None, {session.get_inputs()[0].name: rows})[0]
     return np.asarray(logits, dtype=np.float64)
-
-
-def _twin(model: CompiledModel, rows: Rows) -> Slots:
-    """The compiled circuit in float64 without encryption: what exact arithmetic would give, [row][classes]."""
-    spec, output = model.bundle.input, model.bundle.output
-    clear = CleartextEvaluator(model.bundle.checked_parameters(), model.weights)
-    results = []
-    for row in rows:
-        value = clear.encrypt(pack(row.astype(np.float64), spec.packing), spec.level, spec.scale)
-        slots = run(model.circuit, {spec.name: value}, clear)[output.name].slots
-        results.append(unpack(slots, output.packing).reshape(-1))
-    return np.stack(results)
 
 
 def _worst(a: Slots, b: Slots) -> float:

@@ -1,7 +1,7 @@
 """Images per second: one image a ciphertext, lanes, and one slot per image, beside ONNX Runtime: `python -m bench.throughput --json FILE`.
 
 Every layout is compiled, keyed and evaluated as a deployment does it, from the bytes of a request to the bytes of its answer
-(`he_serve.worker.evaluate`), in one process. Times are per image of a full request.
+(`he_serve.worker.start`), in one process. Times are per image of a full request.
 """
 
 from __future__ import annotations
