@@ -143,10 +143,7 @@ def _steps(
     program: Program, levels: Levels, degree: int, scale_bits: int, demands: Demands
 ) -> Callable[[int, int], Steps]:
     """Costs of linear transforms, for packing: by the fastest digits for the least scale."""
-    modulus, prices = (
-        _modulus(program, levels, scale_bits, degree, demands.security),
-        Prices(demands.costs),
-    )
+    modulus, prices = _modulus(program, levels, scale_bits, degree, demands.security), Prices(demands.costs)
     assert modulus is not None  # the scale is usable
     offered = digit_choices(degree, modulus, demands.security)
     if not offered:

@@ -186,10 +186,10 @@ def backend_for(name: str, circuit: Circuit) -> str:
 
     Raises DeviceError where a GPU is asked for and there is none.
     """
-    from ckks.backends.gpu import device_index, open_device
-
     if not name.startswith("gpu") or not any(ins.members for ins in circuit.instructions):
         return name
+    from ckks.backends.gpu import device_index, open_device
+
     # Of the memory that was free at the start the cache may take half; what is computed has as much.
     return name if circuit.working_bytes() <= open_device(device_index(name)).cache.budget else "cpu"
 
