@@ -1,5 +1,6 @@
 #include "basis.h"
 
+#include <bit>
 #include <cmath>
 
 #include "accumulate.h"
@@ -7,6 +8,8 @@
 namespace kernels {
 
 namespace {
+
+constexpr std::size_t kShare = 2048;  // positions of scratch that stay in the second-level cache for all targets
 
 using Words = std::vector<u64>;
 
@@ -18,6 +21,13 @@ void add_multiple(Words& total, const Words& a, u64 w) {
         total[k] = static_cast<u64>(carry);
         carry >>= 64;
     }
+}
+
+// G of MultiplyAdd in vector_sums.h.
+int grid(const std::vector<Row>& rows, const std::vector<std::size_t>& source, const Modulus& target) {
+    unsigned bits = 0;
+    for (std::size_t i : source) bits = std::max(bits, rows[i].modulus().bits);
+    return static_cast<int>(bits + target.bits) - (source.size() > 8 ? 47 : 48);
 }
 
 bool less(const Words& a, const Words& b) {  // of equal length
@@ -55,33 +65,43 @@ Basis::Basis(const std::vector<Row>& rows, std::vector<std::size_t> source, std:
         }
         words_.push_back(product);
     }
-    if (count > kMaxSources || !std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.on_lanes(); }))
-        kernels_ = nullptr;
     if (!kernels_) return;
-    unsigned source_bits = 0;
     for (std::size_t i = 0; i < count; ++i) {
         vector_.moduli.push_back(static_cast<double>(modulus(i).q));
         vector_.inverses.push_back(1.0 / vector_.moduli.back());
         vector_.scales.push_back(rows[source_[i]].vector().scale(to_y_[i]));
-        source_bits = std::max(source_bits, modulus(i).bits);
     }
     for (std::size_t row = 0; row < rows.size(); ++row) {
         const Modulus& m = rows[row].modulus();
-        for (std::size_t i = 0; i <= count; ++i) vector_.factors.push_back(balanced(m, constants_[row * (count + 1) + i]));
-        vector_.grids.push_back(std::ldexp(1.5, 52 + static_cast<int>(source_bits + m.bits) - 48));  // G of MultiplyAdd
+        const u64* const constants = &constants_[row * (count + 1)];
+        for (std::size_t i = 0; i < count; ++i) {
+            vector_.factors.push_back(balanced(m, constants[i]));
+            vector_.whole.push_back(static_cast<u64>((u128(constants[i]) << 52) % m.q));
+        }
+        vector_.whole.push_back(m.multiply(constants[count], count));
+        vector_.grids.push_back(std::ldexp(1.5, 52 + grid(rows, source_, m)));
         vector_.inverse_product.push_back(vector_factor(m, inverse_product_[row]));
     }
 }
 
+// The bounds at MultiplyAdd (vector_sums.h) and at FromConversion (ifma_sums.h).
+bool Basis::fits(const std::vector<Row>& rows, const std::vector<std::size_t>& source, const VectorKernels& kernels) {
+    if (source.size() > kMaxSources) return false;
+    for (const Row& row : rows)
+        if (!row.on_lanes() || (!kernels.whole && grid(rows, source, row.modulus()) > 50)) return false;
+    return !kernels.whole || (source.size() + 1) * rows[source[0]].modulus().q <= u64(1) << 52;
+}
+
 VectorConversion Basis::conversion(std::size_t row) const {
-    return {&vector_.factors[row * (source_.size() + 1)], source_.size(), vector_.grids[row]};
+    const std::size_t count = source_.size();
+    return {count, &vector_.factors[row * count], vector_.grids[row], &vector_.whole[row * (count + 1)]};
 }
 
 void Basis::load(std::size_t i, const u64* x, u64* scratch) const {
     const Row& row = (*rows_)[source_[i]];
     u64* const y = scratch + i * stride_;
     if (kernels_) {
-        kernels_->inverse_scaled(row.vector().prime(), vector_.scales[i].factors, x, reinterpret_cast<double*>(y));
+        kernels_->inverse_scaled(row.vector().prime(), vector_.scales[i].factors, x, y);
     } else {
         row.inverse(x, y);
         row.scale(to_y_[i], y, y, degree_);
@@ -90,12 +110,10 @@ void Basis::load(std::size_t i, const u64* x, u64* scratch) const {
 
 void Basis::settle(u64* scratch, std::size_t start, std::size_t n) const {
     if (!kernels_) return settle_integers(scratch, start, n);
-    double* const y = reinterpret_cast<double*>(scratch);
     std::vector<std::uint32_t> doubtful(n);
-    const std::size_t count = source_.size();
-    const std::size_t found = kernels_->overflow(y + start, stride_, vector_.inverses.data(), vector_.moduli.data(), count,
-                                                 y + count * stride_ + start, n, doubtful.data());
-    for (std::size_t i = 0; i < found; ++i) settle_exactly(y, start + doubtful[i]);
+    const std::size_t found = kernels_->overflow(scratch + start, stride_, vector_.inverses.data(), vector_.moduli.data(), source_.size(), n,
+                                                 doubtful.data());
+    for (std::size_t i = 0; i < found; ++i) settle_exactly(scratch, start + doubtful[i]);
 }
 
 // y_i/q_i enters as a multiple of 2^-64 cut by less than 3 * 2^-64: y_i < 2^bits times an inverse cut by less than one gives less
@@ -124,52 +142,76 @@ bool Basis::rounds_up(const u64* y, std::size_t stride, u64 lower) const {
     return !less(twice, bound);
 }
 
-// One position of doubles whose sum is within 2^-39 of a half: with all y_i in [0, q_i) its integer part is certain.
-void Basis::settle_exactly(double* scratch, std::size_t k) const {
+// One position whose sum is within 2^-39 of a half: with all y_i in [0, q_i) its integer part is certain.
+void Basis::settle_exactly(u64* scratch, std::size_t k) const {
     const std::size_t count = source_.size();
     std::vector<u64> y(count);
     double sum = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        double& part = scratch[i * stride_ + k];
-        const double q = vector_.moduli[i];
-        if (!(std::abs(part) < 2 * q)) part = 0;  // only from residues that were out of range
-        part -= std::floor(part / q) * q;
-        sum += part / q;
-        y[i] = static_cast<u64>(part);
+        const u64 bits = scratch[i * stride_ + k];
+        y[i] = residue(bits, (*rows_)[source_[i]].modulus());
+        sum += static_cast<double>(y[i]) / vector_.moduli[i];
     }
-    const u64 lower = static_cast<u64>(sum);
-    const double u = static_cast<double>(lower + rounds_up(y.data(), 1, lower));
-    if (count == 1)
-        scratch[k] -= u * vector_.moduli[0];
-    else
-        scratch[count * stride_ + k] = u;
+    const u64 lower = static_cast<u64>(sum), u = lower + rounds_up(y.data(), 1, lower), first = (*rows_)[source_[0]].modulus().q;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (kernels_->whole)
+            scratch[i * stride_ + k] = i > 0 ? y[i] : y[i] + (count - u) * first;
+        else
+            scratch[i * stride_ + k] = std::bit_cast<u64>(static_cast<double>(y[i]) - (i > 0 ? 0.0 : static_cast<double>(u * first)));
+    }
+}
+
+// Of a number as the kernels hold it.
+u64 Basis::residue(u64 bits, const Modulus& m) const {
+    if (kernels_->whole) return bits % m.q;
+    const double q = static_cast<double>(m.q), x = std::bit_cast<double>(bits);
+    if (!(std::abs(x) < static_cast<double>(kMaxSources + 2) * q)) return 0;  // only from residues that were out of range
+    return static_cast<u64>(x - std::floor(x / q) * q);
 }
 
 // In [0, q).
-void Basis::convert_integers(const u64* scratch, u64* out, std::size_t row) const {
+void Basis::begin_integers(const u64* scratch, const Target& target) const {
     const std::size_t count = source_.size();
-    const u64* constants = &constants_[row * (count + 1)];
+    const u64* constants = &constants_[target.row * (count + 1)];
     for (std::size_t start = 0; start < degree_; start += Accumulator::kBlock) {
-        Accumulator sums((*rows_)[row].modulus(), std::min(degree_ - start, Accumulator::kBlock));
+        Accumulator sums((*rows_)[target.row].modulus(), std::min(degree_ - start, Accumulator::kBlock));
         for (std::size_t i = 0; i <= count; ++i) sums.add_scaled(scratch + i * stride_ + start, constants[i]);
-        sums.store_lazy(out + start);
+        sums.store_lazy(target.out + start);
     }
-    (*rows_)[row].forward(out, out);
 }
 
-void Basis::convert(const u64* scratch, u64* out, std::size_t row) const {
-    if (!kernels_) return convert_integers(scratch, out, row);
-    kernels_->convert_forward((*rows_)[row].vector().prime(), conversion(row), reinterpret_cast<const double*>(scratch), stride_, out);
+void Basis::begin(const u64* scratch, std::span<const Target> targets) const {
+    if (!kernels_) {
+        for (const Target& target : targets) begin_integers(scratch, target);
+        return;
+    }
+    for (std::size_t start = 0; start < degree_; start += kShare)
+        for (const Target& target : targets)
+            kernels_->convert_first((*rows_)[target.row].vector().prime(), conversion(target.row), scratch, stride_, target.out, start, kShare);
 }
 
-void Basis::divide(const u64* scratch, const u64* x, u64* out, std::size_t row) const {
+void Basis::finish(std::size_t row, std::span<u64* const> rows) const {
     const Row& target = (*rows_)[row];
-    if (kernels_)
-        return kernels_->convert_divide(target.vector().prime(), conversion(row), vector_.inverse_product[row],
-                                        reinterpret_cast<const double*>(scratch), stride_, x, out);
-    convert_integers(scratch, out, row);
-    target.subtract(x, out, out, degree_);
-    target.scale(inverse_product_[row], out, out, degree_);
+    if (!kernels_) {
+        for (u64* x : rows) target.forward(x, x);
+        return;
+    }
+    for (std::size_t part = 0; part < kParts; ++part)  // so that they share what is read of the transform's tables
+        for (u64* x : rows) kernels_->forward_rest(target.vector().prime(), x, part);
+}
+
+void Basis::finish_division(std::size_t row, std::span<const Division> rows) const {
+    const Row& target = (*rows_)[row];
+    if (kernels_) {
+        for (std::size_t part = 0; part < kParts; ++part)  // as in `finish`
+            for (const Division& d : rows) kernels_->divide_rest(target.vector().prime(), vector_.inverse_product[row], d.x, d.out, part);
+        return;
+    }
+    for (const Division& d : rows) {
+        target.forward(d.out, d.out);
+        target.subtract(d.x, d.out, d.out, degree_);
+        target.scale(inverse_product_[row], d.out, d.out, degree_);
+    }
 }
 
 }  // namespace kernels

@@ -17,65 +17,78 @@ struct MultiplyAdd {
         high = add_high(high, x, y);
     }
     // inverse: of q modulo 2^52.
-    [[gnu::always_inline]] V divided(const Field& f, V inverse) const {
+    [[gnu::always_inline]] V divided(const Field& f, V inverse) const { return MultiplyAdd{kernels::add(high, f.q), low}.lowered(f, inverse); }
+    // As `divided`, for sums of which `high` started with q.
+    [[gnu::always_inline]] V lowered(const Field& f, V inverse) const {
         const V zero = _mm512_setzero_si512(), m = add_low(zero, low, inverse);
-        const V top = kernels::add(kernels::add(high, f.q), _mm512_srli_epi64(low, 52));
-        return sub(top, add_high(zero, m, f.q));
+        return sub(kernels::add(high, _mm512_srli_epi64(low, 52)), add_high(zero, m, f.q));
     }
 };
 
-// y as VectorKernels::overflow leaves it, a double: whole numbers from -2^48 to 2^50 with `offset` added to be positive; 2^52 more puts them into the
-// low bits.
-[[gnu::always_inline]] inline V from_double(const double* y, __m512d offset) {
-    return _mm512_castpd_si512(_mm512_add_pd(_mm512_loadu_pd(y), offset));
-}
-
-// The value of a conversion at k, in 4; its constants are held times 2^52. Count: the number of sources where that is common, else 0.
+// The value of a conversion at k, in 4; its constants are held times 2^52, and -count * D is what the sum starts with. Count: the number of sources
+// where that is common, else 0. The y, below q_i and y_0 below (count+1) * q_0 <= 2^52, sum to less than 2^53: all products to 2q * 2^52 at most, with
+// the start and q to 4q.
 template <std::size_t Count>
 struct FromConversion {
     const Field f;
-    const double* y;
+    const u64* y;
     const std::size_t count, stride;
-    const V inverse;
-    V constants[kMaxSources + 1];
+    const V inverse, start;
+    V constants[Count ? Count : kMaxSources];
 
-    FromConversion(const VectorPrime& p, const VectorConversion& c, const double* from, std::size_t distance)
-        : f(p), y(from), count(Count ? Count : c.count), stride(distance), inverse(all(p.whole_inverse)) {
-        for (std::size_t i = 0; i <= count; ++i)
-            constants[i] = all(static_cast<u64>((static_cast<unsigned __int128>(f.factor(c.factors[i]).value) << 52) % f.prime));
+    FromConversion(const VectorPrime& p, const VectorConversion& c, const u64* from, std::size_t distance)
+        : f(p), y(from), count(Count ? Count : c.count), stride(distance), inverse(all(p.whole_inverse)), start(all(c.whole[count] + f.prime)) {
+        for (std::size_t i = 0; i < count; ++i) constants[i] = all(c.whole[i]);
     }
     [[gnu::always_inline]] V operator()(std::size_t k) const {
-        const __m512d magic = _mm512_set1_pd(0x1p52);
-        MultiplyAdd sum;
-        for (std::size_t i = 0; i <= (Count ? Count : count); ++i) sum.add(from_double(y + i * stride + k, magic), constants[i]);
-        return sum.divided(f, inverse);
+        MultiplyAdd sum{start, _mm512_setzero_si512()};
+        for (std::size_t i = 0; i < (Count ? Count : count); ++i) sum.add(load(y + i * stride + k), constants[i]);
+        return sum.lowered(f, inverse);
     }
     const void* address() const { return y; }
 };
 
-// One source is centred, so -2^48 < y < 2^48: a multiple of q between 2^49 and 2^50 makes it positive. In 2.
+// One source: what `overflow` added, q_0, is taken away modulo the target. In 2.
 struct FromCentred {
     const Field f;
-    const double* y;
-    const __m512d offset;
+    const u64* y;
+    const V start;
 
-    FromCentred(const Field& field, const double* from)
-        : f(field), y(from), offset(_mm512_set1_pd(0x1p52 + static_cast<double>((u64(1) << 50) / field.prime * field.prime))) {}
-    [[gnu::always_inline]] V operator()(std::size_t k) const { return f.reduce(from_double(y + k, offset)); }
+    FromCentred(const Field& field, const VectorConversion& c, const u64* from) : f(field), y(from), start(all(c.whole[1])) {}
+    [[gnu::always_inline]] V operator()(std::size_t k) const { return f.reduce(kernels::add(load(y + k), start)); }
     const void* address() const { return y; }
 };
 
-template <class Store>
-void transform_conversion(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out,
-                          const Store& store) {
-    const Field f(p);
+void convert_first(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* a, std::size_t start, std::size_t n) {
     switch (c.count) {
-        case 1: return transform(p, FromCentred(f, y), out, store);
-        case 2: return transform(p, FromConversion<2>(p, c, y, stride), out, store);
-        case 3: return transform(p, FromConversion<3>(p, c, y, stride), out, store);
-        case 4: return transform(p, FromConversion<4>(p, c, y, stride), out, store);
-        default: return transform(p, FromConversion<0>(p, c, y, stride), out, store);
+        case 1: return begin_transform(p, FromCentred(Field(p), c, y), a, start, n);
+        case 2: return begin_transform(p, FromConversion<2>(p, c, y, stride), a, start, n);
+        case 3: return begin_transform(p, FromConversion<3>(p, c, y, stride), a, start, n);
+        case 4: return begin_transform(p, FromConversion<4>(p, c, y, stride), a, start, n);
+        case 5: return begin_transform(p, FromConversion<5>(p, c, y, stride), a, start, n);
+        default: return begin_transform(p, FromConversion<0>(p, c, y, stride), a, start, n);
     }
+}
+
+// As on doubles (vector_sums.h), for y in [0, q_i): u is at most `count`, so y_0 + (count - u) * q_0 stays positive.
+std::size_t overflow(u64* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, std::size_t n,
+                     std::uint32_t* doubtful) {
+    std::size_t found = 0;
+    const __m512d magic = _mm512_set1_pd(0x1p52), bound = _mm512_set1_pd(0.5 - 0x1p-40), most = _mm512_set1_pd(static_cast<double>(count));
+    const auto at = [&](std::size_t i, std::size_t k) {
+        return _mm512_sub_pd(_mm512_castsi512_pd(_mm512_or_si512(load(y + i * stride + k), _mm512_castpd_si512(magic))), magic);
+    };
+    for (std::size_t k = 0; k < n; k += W) {
+        __m512d sum = _mm512_mul_pd(at(0, k), _mm512_set1_pd(inverses[0]));
+        for (std::size_t i = 1; i < count; ++i) sum = _mm512_fmadd_pd(at(i, k), _mm512_set1_pd(inverses[i]), sum);
+        const __m512d u = _mm512_roundscale_pd(sum, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const V times = _mm512_castpd_si512(_mm512_add_pd(magic, _mm512_sub_pd(most, u)));  // in the low bits
+        kernels::store(y + k, add_low(load(y + k), times, all(static_cast<u64>(moduli[0]))));
+        const unsigned mask = _mm512_cmp_pd_mask(_mm512_abs_pd(_mm512_sub_pd(sum, u)), bound, _CMP_GT_OQ);
+        for (unsigned lane = 0; mask >> lane; ++lane)
+            if (mask >> lane & 1) doubtful[found++] = static_cast<std::uint32_t>(k + lane);
+    }
+    return found;
 }
 
 }  // namespace

@@ -48,12 +48,17 @@ struct VectorPrime {
     WholeFactor whole_shift; // 2^52
 };
 
-// The centred conversion to one prime: sum_i y_i * factors[i], i <= count; the last y is the overflow u with factor -D.
+// The centred conversion to one prime, sum_i y_i * D/q_i with y_0 as VectorKernels::overflow leaves it.
 struct VectorConversion {
-    const double* factors;  // balanced, [count+1]
     std::size_t count;
+    const double* factors;  // D/q_i, balanced: [count]
     double grid;
+    // For kernels on integers: D/q_i times 2^52 modulo the prime (for one source: not used), then -count * D, in [0, q).
+    const u64* whole;
 };
+
+// Parts that the first pass of a forward transform leaves, or pairs of parts: stretches of N / kParts positions that do not meet again.
+constexpr std::size_t kParts = 4;
 
 // An automorphism on NTT order: output positions [w*b, w*b+w) come from the w positions of block entries[b]/w, within
 // it by patterns[entries[b]%w].
@@ -133,12 +138,18 @@ struct VectorKernels {
     // Whole rows of N; uint64 results in [0, q). `forward` takes values below 3q. x and out may be the same.
     void (*forward)(const VectorPrime&, const u64* x, u64* out);
     void (*inverse)(const VectorPrime&, const u64* x, u64* out);
-    // With factors of its own in place of VectorPrime::scale; |y| < 2q.
-    void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, double* y);
-    // y: [count+1][stride], as `overflow` leaves it. The transform of the converted polynomial, and (x - that) * factor.
-    void (*convert_forward)(const VectorPrime&, const VectorConversion&, const double* y, std::size_t stride, u64* out);
-    void (*convert_divide)(const VectorPrime&, const VectorConversion&, const VectorFactor& factor, const double* y,
-                           std::size_t stride, const u64* x, u64* out);
+    // With factors of its own in place of VectorPrime::scale, to numbers of the kernels' own: doubles, |y| < q; or integers in [0, q).
+    void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, u64* y);
+    // y: [count][stride], as `overflow` leaves it. The first pass of the transform of the converted polynomial, of a share of it: n positions from
+    // number `start`, as many from each of the parts, n a multiple of 512. Then the other passes, in place, of one of kParts parts; or x minus
+    // their result, times factor.
+    void (*convert_first)(const VectorPrime&, const VectorConversion&, const u64* y, std::size_t stride, u64* a, std::size_t start, std::size_t n);
+    void (*forward_rest)(const VectorPrime&, u64* a, std::size_t part);
+    void (*divide_rest)(const VectorPrime&, const VectorFactor& factor, const u64* x, u64* a, std::size_t part);
+    // With u = round(sum_i y_i / q_i): y_0 - u*q_0 in place of y_0 (integers: y_0 + (count - u) * q_0), so that no term of u is left. Returns how many
+    // positions were too near a tie to be sure, and lists them.
+    std::size_t (*overflow)(u64* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, std::size_t n,
+                            std::uint32_t* doubtful);
 
     // Any stretch of kVectorBlock positions or a multiple.
     void (*key_sum)(const VectorPrime&, const KeySum&, std::size_t start, std::size_t n);
@@ -151,10 +162,6 @@ struct VectorKernels {
     void (*add)(u64 q, const u64* a, const u64* b, u64* out, std::size_t n);  // any q below 2^62
     void (*subtract)(u64 q, const u64* a, const u64* b, u64* out, std::size_t n);
     void (*permute)(const VectorPermutation&, const u64* x, u64* out, std::size_t n);
-    // u = round(sum_i y_i / q_i); for one source y_0 - u*q_0 in place of y_0 and no u. Returns how many positions were too near a
-    // tie to be sure, and lists them.
-    std::size_t (*overflow)(double* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count,
-                            double* u, std::size_t n, std::uint32_t* doubtful);
 };
 
 // Null where this build has no such kernels (another architecture).

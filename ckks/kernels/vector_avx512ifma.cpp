@@ -24,16 +24,6 @@ struct ReducedToIntegers {
     void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.reduce(v))); }
 };
 
-struct ToDoubles {
-    const Field f;
-    double* y;
-    void operator()(std::size_t k, V v) const {
-        const __m512d magic = _mm512_set1_pd(0x1p52);
-        const V bits = _mm512_or_si512(f.clean(v), _mm512_castpd_si512(magic));
-        _mm512_storeu_pd(y + k, _mm512_sub_pd(_mm512_castsi512_pd(bits), magic));
-    }
-};
-
 // The end of a division, (x - v) * factor. A multiple of q that v is below makes the difference positive: x plus that is in 69 (roomy), 9 or 3.
 struct ToQuotient {
     const Field f;
@@ -54,17 +44,12 @@ void inverse(const VectorPrime& p, const u64* x, u64* out) {
     transform_back(p, p.scale, x, out, ToIntegers{Field(p), out});
 }
 
-void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, double* y) {
-    transform_back(p, scale, x, reinterpret_cast<u64*>(y), ToDoubles{Field(p), y});
-}
+void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y) { transform_back(p, scale, x, y, ToIntegers{Field(p), y}); }
 
-void convert_forward(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out) {
-    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
-}
+void forward_rest(const VectorPrime& p, u64* a, std::size_t part) { end_transform(p, a, ReducedToIntegers{Field(p), a}, part); }
 
-void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const double* y, std::size_t stride,
-                    const u64* x, u64* out) {
-    transform_conversion<ToQuotient>(p, c, y, stride, out, {Field(p), factor, x, out});
+void divide_rest(const VectorPrime& p, const VectorFactor& factor, const u64* x, u64* a, std::size_t part) {
+    end_transform(p, a, ToQuotient(Field(p), factor, x, a), part);
 }
 
 }  // namespace
@@ -76,7 +61,8 @@ const VectorKernels* avx512ifma_kernels() {
         t.name = "avx512ifma";
         t.whole = true;
         t.forward = forward, t.inverse = inverse, t.inverse_scaled = inverse_scaled;
-        t.convert_forward = convert_forward, t.convert_divide = convert_divide;
+        t.convert_first = convert_first, t.forward_rest = forward_rest, t.divide_rest = divide_rest;
+        t.overflow = overflow;
         t.key_sum = key_sum, t.plain_sum = plain_sum;
         return t;
     }();

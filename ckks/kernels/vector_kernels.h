@@ -42,17 +42,14 @@ void forward(const VectorPrime& p, const u64* x, u64* out) {
 
 void inverse(const VectorPrime& p, const u64* x, u64* out) { transform_back(p, p.scale, x, as_doubles(out), ToIntegers{out, Lanes::all(p.q)}); }
 
-void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, double* y) { transform_back(p, scale, x, y, ToMemory{y}); }
-
-void convert_forward(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out) {
-    const Field f(p);
-    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {f, out});
+void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y) {
+    transform_back(p, scale, x, as_doubles(y), ToMemory{as_doubles(y)});
 }
 
-void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const double* y,
-                    std::size_t stride, const u64* x, u64* out) {
-    const Field f(p);
-    transform_conversion<ToQuotient>(p, c, y, stride, out, {f, x, out, Constant(factor)});
+void forward_rest(const VectorPrime& p, u64* a, std::size_t part) { end_transform(p, as_doubles(a), ReducedToIntegers{Field(p), a}, part); }
+
+void divide_rest(const VectorPrime& p, const VectorFactor& factor, const u64* x, u64* a, std::size_t part) {
+    end_transform(p, as_doubles(a), ToQuotient{Field(p), x, a, Constant(factor)}, part);
 }
 
 // Products of residues in [0, q) have a quotient below q, which 3 * 2^-53 * q < 3/16 puts off: in 1/2 + 3/16.
@@ -102,8 +99,8 @@ void permute(const VectorPermutation& p, const u64* x, u64* out, std::size_t n) 
 }
 
 constexpr VectorKernels kTable = {
-    Lanes::name, W,     false,   forward, inverse, inverse_scaled, convert_forward, convert_divide, key_sum, plain_sum, stage, matrix,
-    multiply,    scale, tensor,  add,     subtract,       permute,         overflow,
+    Lanes::name, W,       false, forward,   inverse, inverse_scaled, convert_first, forward_rest, divide_rest, overflow, key_sum,
+    plain_sum,   stage,   matrix, multiply, scale,   tensor,         add,           subtract,     permute,
 };
 
 }  // namespace

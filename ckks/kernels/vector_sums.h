@@ -11,8 +11,8 @@ namespace {
 //
 // Residues (x, y in [0, q), q < 2^bits): G = bits+1 and at most 2^(52-bits) products, so their sum is below 2^(52+bits) = 2^(51+G), and l
 // below 2^52 plus q/2 from an earlier flush.
-// Conversions (|y| <= 1.2 * 2^a, |c| <= 2^(b-1), a, b <= 49): G = a+b-48 and at most 12 products: sum below 12 * 0.6 * 2^(a+b) < 2^(51+G), l up to
-// 12 * 2^49.
+// Conversions (|c| <= 2^(b-1), |y_i| <= 2^a but |y_0| <= (count+1) * 2^a, so sums are below count * 2^(a+b), a, b <= 49): G = a+b-48 for up to 8
+// sources, and sums below 2^(51+G); G = a+b-47 for more, if a+b < 98. l is below 11 * 2^49.
 struct MultiplyAdd {
     V h, l;
 
@@ -21,7 +21,7 @@ struct MultiplyAdd {
         l = Lanes::add(l, Lanes::fms(x, y, Lanes::sub(next, h)));
         h = next;
     }
-    // Into 1/2. The quotient is below 2^53 and off by 2.5 at most, so the remainder is in 2.5 and its sum with l below 15 * 2^49 < 2^53.
+    // Into 1/2. The quotient is below 11 * 2^49 < 2^53 and off by 2.5 at most, so the remainder is in 2.5 and its sum with l below 15 * 2^49 < 2^53.
     [[gnu::always_inline]] V flush(const Field& f, V grid) const {
         const V sum = Lanes::sub(h, grid);
         const V quotient = Lanes::round(Lanes::mul(sum, f.inverse));
@@ -36,18 +36,18 @@ struct FromConversion {
     const double *y, *factors;
     const std::size_t count, stride;
     const V grid;
-    V constants[Count + 1];
+    V constants[Count ? Count : 1];
 
     FromConversion(const Field& field, const VectorConversion& c, const double* from, std::size_t distance)
         : f(field), y(from), factors(c.factors), count(c.count), stride(distance), grid(Lanes::all(c.grid)) {
-        for (std::size_t i = 0; i <= Count; ++i) constants[i] = Lanes::all(c.factors[i]);
+        for (std::size_t i = 0; i < Count; ++i) constants[i] = Lanes::all(c.factors[i]);
     }
     [[gnu::always_inline]] V operator()(std::size_t k) const {
         MultiplyAdd sum{grid, Lanes::all(0.0)};
         if constexpr (Count > 0) {
-            for (std::size_t i = 0; i <= Count; ++i) sum.add(Lanes::load(y + i * stride + k), constants[i]);
+            for (std::size_t i = 0; i < Count; ++i) sum.add(Lanes::load(y + i * stride + k), constants[i]);
         } else {
-            for (std::size_t i = 0; i <= count; ++i) sum.add(Lanes::load(y + i * stride + k), Lanes::all(factors[i]));
+            for (std::size_t i = 0; i < count; ++i) sum.add(Lanes::load(y + i * stride + k), Lanes::all(factors[i]));
         }
         return sum.flush(f, grid);
     }
@@ -60,38 +60,36 @@ struct FromCentred {
     [[gnu::always_inline]] V operator()(std::size_t k) const { return f.reduce(Lanes::load(y + k)); }
 };
 
-// Passes between the first and the last leave doubles where the result will be.
+// Scratch, and what passes between the first and the last leave where the result will be, are doubles.
 double* as_doubles(u64* x) { return reinterpret_cast<double*>(x); }
+const double* as_doubles(const u64* x) { return reinterpret_cast<const double*>(x); }
 
-template <class Store>
-void transform_conversion(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out,
-                          const Store& store) {
+void convert_first(const VectorPrime& p, const VectorConversion& c, const u64* scratch, std::size_t stride, u64* a, std::size_t start, std::size_t n) {
     const Field f(p);
-    double* const room = as_doubles(out);
+    const double* const y = as_doubles(scratch);
+    double* const room = as_doubles(a);
     switch (c.count) {
-        case 1: return transform(p, FromCentred{f, y}, room, store);
-        case 2: return transform(p, FromConversion<2>(f, c, y, stride), room, store);
-        case 3: return transform(p, FromConversion<3>(f, c, y, stride), room, store);
-        case 4: return transform(p, FromConversion<4>(f, c, y, stride), room, store);
-        default: return transform(p, FromConversion<0>(f, c, y, stride), room, store);
+        case 1: return begin_transform(p, FromCentred{f, y}, room, start, n);
+        case 2: return begin_transform(p, FromConversion<2>(f, c, y, stride), room, start, n);
+        case 3: return begin_transform(p, FromConversion<3>(f, c, y, stride), room, start, n);
+        case 4: return begin_transform(p, FromConversion<4>(f, c, y, stride), room, start, n);
+        default: return begin_transform(p, FromConversion<0>(f, c, y, stride), room, start, n);
     }
 }
 
-// y in 1.2 on entry. One source: y is centred in place, but for positions in doubt. Each quotient is off by less than count * 2^-51 and the
-// rounding of the sum, far less than the margin, 2^-40.
-std::size_t overflow(double* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, double* u,
-                     std::size_t n, std::uint32_t* doubtful) {
+// y in 1 on entry, so u is at most `count` and y_0 - u * q_0 in count + 1. Each quotient is off by less than count * 2^-51 and the rounding of the sum,
+// far less than the margin, 2^-40.
+std::size_t overflow(u64* scratch, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, std::size_t n,
+                     std::uint32_t* doubtful) {
     std::size_t found = 0;
+    double* const y = as_doubles(scratch);
     const V bound = Lanes::all(0.5 - 0x1p-40);
     for (std::size_t k = 0; k < n; k += W) {
         V sum = Lanes::mul(Lanes::load(y + k), Lanes::all(inverses[0]));
         for (std::size_t i = 1; i < count; ++i) sum = Lanes::fma(Lanes::load(y + i * stride + k), Lanes::all(inverses[i]), sum);
-        const V whole = Lanes::round(sum);
-        if (count == 1)
-            Lanes::store(y + k, Lanes::fnma(whole, Lanes::all(moduli[0]), Lanes::load(y + k)));
-        else
-            Lanes::store(u + k, whole);
-        const unsigned mask = Lanes::beyond(Lanes::sub(sum, whole), bound);
+        const V u = Lanes::round(sum);
+        Lanes::store(y + k, Lanes::fnma(u, Lanes::all(moduli[0]), Lanes::load(y + k)));
+        const unsigned mask = Lanes::beyond(Lanes::sub(sum, u), bound);
         for (unsigned lane = 0; mask >> lane; ++lane)
             if (mask >> lane & 1) doubtful[found++] = static_cast<std::uint32_t>(k + lane);
     }
