@@ -198,18 +198,18 @@ Buffer<u64> Engine::load_digits(const u64* x, std::size_t level) {
     return scratch;
 }
 
-// How many of `count` rows a task takes that begins all their transforms at once: their arrays stay in the second-level cache, and `others` times the
-// number of groups feeds all threads.
-std::size_t Engine::group_size(std::size_t count, std::size_t others) const {
-    const std::size_t most = std::max(kGroupBytes / (degree_ * sizeof(u64)), std::size_t(1));
+// How many of `count` rows a task takes that begins all their transforms at once, of so many polynomials: their arrays stay in the second-level cache, and
+// there are tasks for all threads.
+std::size_t Engine::group_size(std::size_t count, std::size_t polys) const {
+    const std::size_t most = std::max(kGroupBytes / (polys * degree_ * sizeof(u64)), std::size_t(1));
     std::size_t groups = (count + most - 1) / most;
-    while (groups < count && groups * others % pool_.threads()) ++groups;
+    while (groups < count && groups % pool_.threads()) ++groups;
     return (count + groups - 1) / groups;
 }
 
 void Engine::decompose(const u64* x, u64* out, std::size_t level) {
     const std::size_t extended = level + 1 + special_count(), stride = Basis::scratch_size(digit_limbs_, degree_);
-    const std::size_t digits = digit_count(level), size = group_size(extended, digits), groups = (extended + size - 1) / size;
+    const std::size_t digits = digit_count(level), size = group_size(extended, 1), groups = (extended + size - 1) / size;
     const Buffer<u64> scratch = load_digits(x, level);
     pool_.run(groups * digits, [&](std::size_t task) {
         const std::size_t j = task % digits, first = task / digits * size;
@@ -350,14 +350,17 @@ void Engine::divide(const u64* x, u64* out, std::size_t polys, std::size_t kept,
         basis.settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile);
     });
     const std::size_t size = group_size(kept, polys), groups = (kept + size - 1) / size;
-    pool_.run(groups * polys, [&](std::size_t task) {
-        const std::size_t p = task % polys, first = task / polys * size;
-        std::vector<Basis::Target> targets;
-        for (std::size_t row = first; row < std::min(first + size, kept); ++row) targets.push_back({row, out + (p * kept + row) * degree_});
-        basis.begin(scratch.get() + p * stride, targets);
-        for (const Basis::Target& target : targets) {
-            const Basis::Division division{x + (p * rows + target.row) * degree_, target.out};
-            basis.finish_division(target.row, {&division, 1});
+    pool_.run(groups, [&](std::size_t group) {
+        const std::size_t first = group * size, last = std::min(first + size, kept);
+        for (std::size_t p = 0; p < polys; ++p) {
+            std::vector<Basis::Target> targets;
+            for (std::size_t row = first; row < last; ++row) targets.push_back({row, out + (p * kept + row) * degree_});
+            basis.begin(scratch.get() + p * stride, targets);
+        }
+        for (std::size_t row = first; row < last; ++row) {
+            std::vector<Basis::Division> divisions;
+            for (std::size_t p = 0; p < polys; ++p) divisions.push_back({x + (p * rows + row) * degree_, out + (p * kept + row) * degree_});
+            basis.finish_division(row, divisions);
         }
     });
 }

@@ -162,6 +162,9 @@ void transform(const VectorPrime& p, const Load& load, u64* a, const Store& stor
 }
 
 // From x in [0, q). The last pass multiplies by scale[0], its upper half by scale[1]: store(k, v), v in 2.
+//
+// The factors are those of the forward transform: of m blocks in a stage, block i has the inverse of factor i, and that is minus factor m-1-i. So rows and
+// lanes of a block are taken in reverse, and differences the other way round; tables of its own would be as long again, and come from memory.
 template <Room R, class Store>
 class Inverse {
 public:
@@ -173,22 +176,25 @@ public:
         const std::size_t n = std::size_t(1) << p_.log_degree, distance = n / 8;
         for (std::size_t i = 0; i < 8; ++i) blocks(i * distance, p_.log_degree - 3, 8 + i, 1);
         const Factors low(scale[0]), high(scale[1]);
-        const StageFactors factors(p_.whole_inverse_roots, 1);
+        const StageFactors factors(p_.whole_roots, 1);
         const V offset = this->offset(f);
         for (std::size_t k = 0; k < distance; k += W) {
             V x[8];
-            for (std::size_t i = 0; i < 8; ++i) x[i] = load(a + k + i * distance);
+            for (std::size_t i = 0; i < 8; ++i) x[7 - i] = load(a + k + i * distance);
             inverse_first_of_three<R>(f, offset, x, factors.w);
             inverse_second_of_three<R>(f, offset, x, factors.w);
             for (std::size_t i = 0; i < 4; ++i) {
-                store(k + i * distance, turn_back(f.times(add(x[i], x[i + 4]), low)));
-                store(k + (i + 4) * distance, turn_back(f.times(sub(add(x[i], offset), x[i + 4]), high)));
+                store(k + i * distance, turn_back(f.times(add(x[7 - i], x[3 - i]), low)));
+                store(k + (i + 4) * distance, turn_back(f.times(sub(add(x[7 - i], offset), x[3 - i]), high)));
             }
         }
     }
 
 private:
     static V offset(const Field& f) { return all(offset_of(R) * f.prime); }
+
+    // The block whose factors serve block `index` of a stage of blocks of 2^log points.
+    std::size_t opposite(std::size_t index, unsigned log) const { return (std::size_t(3) << (p_.log_degree - log)) - 1 - index; }
 
     template <Room T>
     [[gnu::always_inline]] static void three(const Field& f, V offset, V* x, const Factors* w) {
@@ -199,18 +205,18 @@ private:
 
     template <unsigned S>
     [[gnu::always_inline]] void pass(const Field& f, std::size_t index, unsigned log, std::size_t start) const {
-        const StageFactors factors(p_.whole_inverse_roots, index);
+        const StageFactors factors(p_.whole_roots, opposite(index, log));
         const V offset = this->offset(f);
         u64* const a = a_;
         const std::size_t distance = std::size_t(1) << (log - S);
         for (std::size_t k = start; k < start + distance; k += W) {
             V x[kRows<S>];
-            for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(a + k + i * distance);
+            for (std::size_t i = 0; i < kRows<S>; ++i) x[kRows<S> - 1 - i] = load(a + k + i * distance);
             if constexpr (S == 3)
                 three<R>(f, offset, x, factors.w);
             else
                 inverse_two<R>(f, offset, x, factors.w);
-            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, x[i]);
+            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, x[kRows<S> - 1 - i]);
         }
     }
 
@@ -235,29 +241,30 @@ private:
         constexpr Room kSecond = R == Room::roomy ? R : Room::tight;
         const Field f(p_);
         const V offset = this->offset(f);
-        const u64 *const from = x_, *tail = p_.whole_inverse_tail + start / 16 * kTail;
-        const WholeFactor* const roots = p_.whole_inverse_roots;
+        std::size_t block = opposite(index, kLogLast);
+        const u64 *const from = x_, *tail = p_.whole_tail + (block - (std::size_t(1) << (p_.log_degree - kLogLast))) * 4 * kTail;
+        const WholeFactor* const roots = p_.whole_roots;
         u64* const a = a_;
         V x[8], next[8];
-        for (std::size_t i = 0; i < 8; ++i) x[i] = load(from + start + i * W);
+        for (std::size_t i = 0; i < 8; ++i) x[7 - i] = reverse(load(from + start + i * W));
         begin_stage<2>(f, offset, x, tail);
         begin_stage<1>(f, offset, x, tail);
         begin_stage<0>(f, offset, x, tail);
         for (std::size_t left = count; left > 1; --left, start += kLastPoints) {
-            const StageFactors factors(roots, index++);
-            tail += 4 * kTail;
-            for (std::size_t i = 0; i < 8; ++i) next[i] = load(from + start + kLastPoints + i * W);
+            const StageFactors factors(roots, block--);
+            tail -= 4 * kTail;
+            for (std::size_t i = 0; i < 8; ++i) next[7 - i] = reverse(load(from + start + kLastPoints + i * W));
             begin_stage<2>(f, offset, next, tail);
             inverse_first_of_three<kSecond>(f, offset, x, factors.w);
             begin_stage<1>(f, offset, next, tail);
             inverse_second_of_three<kSecond>(f, offset, x, factors.w);
             begin_stage<0>(f, offset, next, tail);
             inverse_third_of_three<kSecond>(f, offset, x, factors.w);
-            for (std::size_t i = 0; i < 8; ++i) kernels::store(a + start + i * W, x[i]);
+            for (std::size_t i = 0; i < 8; ++i) kernels::store(a + start + i * W, x[7 - i]);
             std::copy_n(next, 8, x);
         }
-        three<kSecond>(f, offset, x, StageFactors(roots, index).w);
-        for (std::size_t i = 0; i < 8; ++i) kernels::store(a + start + i * W, x[i]);
+        three<kSecond>(f, offset, x, StageFactors(roots, block).w);
+        for (std::size_t i = 0; i < 8; ++i) kernels::store(a + start + i * W, x[7 - i]);
     }
 
     template <unsigned T>
@@ -267,7 +274,7 @@ private:
         if constexpr (T == 0) exchange_highest(x);
         inverse_tail<T>(f, offset, x, tail);
         if constexpr (T == 1 && R == Room::tight)
-            for (std::size_t i = 0; i < 8; i += 2) x[i] = f.reduce(x[i]);
+            for (std::size_t i = 1; i < 8; i += 2) x[i] = f.reduce(x[i]);
         if constexpr (T == 0) exchange_lowest(x);
     }
 

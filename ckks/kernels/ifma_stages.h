@@ -63,18 +63,19 @@ template <unsigned S, Room R, bool kFirst>
     if constexpr (S == 3) forward_stage<S, 2, R>(f, x, w);
 }
 
-// The inverse: sums are kept, differences have offset_of(R) added and are multiplied. What enters a pass is in 8 (roomy) or 4, and so are its results.
-//   roomy: sums are in 64 after three stages, sums of products in 8; the first row is reduced at the end. No value that is taken away is above 32,
+// The inverse, on rows in reverse order (class Inverse in ifma_ntt.h): of two rows the second becomes the sum, the first minus the second is multiplied,
+// offset_of(R) added before. What enters a pass is in 8 (roomy) or 4, and so are its results.
+//   roomy: sums are in 64 after three stages, sums of products in 8; the last row is reduced at the end. No value that is taken away is above 32,
 //     and 32 + 32 < 70.
 //   usual: sums are in 8 after the first stage and in 16 after the second, where the two rows that are sums of sums are reduced to 2, if a third
-//     follows; that leads to 4, or 8 in the second row, which is reduced at the end. Differences are of 8 at most.
-//   tight: sums of the first stage are in 8 and reduced to 2, those of the second in 4, of the third in 8: the first two rows, reduced at the end.
+//     follows; that leads to 4, or 8 in the last row but one, which is reduced at the end. Differences are of 8 at most.
+//   tight: sums of the first stage are in 8 and reduced to 2, those of the second in 4, of the third in 8: the last two rows, reduced at the end.
 constexpr u64 offset_of(Room r) { return r == Room::roomy ? 32 : r == Room::usual ? 8 : 4; }
 
 [[gnu::always_inline]] inline void inverse_butterfly(const Field& f, V offset, V& x, V& y, const Factors& w) {
     const V difference = sub(add(x, offset), y);
-    x = add(x, y);
-    y = f.times(difference, w);
+    y = add(x, y);
+    x = f.times(difference, w);
 }
 
 template <unsigned S, unsigned T>
@@ -90,28 +91,28 @@ template <Room R>
 [[gnu::always_inline]] inline void inverse_first_of_three(const Field& f, V offset, V* x, const Factors* w) {
     inverse_stage<3, 2>(f, offset, x, w);
     if constexpr (R == Room::tight)
-        for (std::size_t i = 0; i < 8; i += 2) x[i] = f.reduce(x[i]);
+        for (std::size_t i = 1; i < 8; i += 2) x[i] = f.reduce(x[i]);
 }
 
 template <Room R>
 [[gnu::always_inline]] inline void inverse_second_of_three(const Field& f, V offset, V* x, const Factors* w) {
     inverse_stage<3, 1>(f, offset, x, w);
-    if constexpr (R == Room::usual) x[0] = f.reduce(x[0]), x[4] = f.reduce(x[4]);
+    if constexpr (R == Room::usual) x[3] = f.reduce(x[3]), x[7] = f.reduce(x[7]);
 }
 
 template <Room R>
 [[gnu::always_inline]] inline void inverse_third_of_three(const Field& f, V offset, V* x, const Factors* w) {
     inverse_stage<3, 0>(f, offset, x, w);
-    if constexpr (R != Room::usual) x[0] = f.reduce(x[0]);
-    if constexpr (R != Room::roomy) x[1] = f.reduce(x[1]);
+    if constexpr (R != Room::usual) x[7] = f.reduce(x[7]);
+    if constexpr (R != Room::roomy) x[6] = f.reduce(x[6]);
 }
 
 template <Room R>
 [[gnu::always_inline]] inline void inverse_two(const Field& f, V offset, V* x, const Factors* w) {
     inverse_stage<2, 1>(f, offset, x, w);
-    if constexpr (R == Room::tight) x[0] = f.reduce(x[0]), x[2] = f.reduce(x[2]);
+    if constexpr (R == Room::tight) x[1] = f.reduce(x[1]), x[3] = f.reduce(x[3]);
     inverse_stage<2, 0>(f, offset, x, w);
-    if constexpr (R != Room::tight) x[0] = f.reduce(x[0]);
+    if constexpr (R != Room::tight) x[3] = f.reduce(x[3]);
 }
 
 // The last three stages of a forward transform, the first of an inverse, each on sixteen points in two vectors. A bit of a point's number chooses the
@@ -120,7 +121,8 @@ template <Room R>
 //   the lanes', vector 2, lanes 1 0 3; vector 1, lanes 2 0 3; vector 0, lanes 2 1 3; and vector 3, lanes 2 1 0.
 // These exchanges read two vectors each and no pattern: permutations of two vectors by a pattern take turns with multiplications.
 V turn(V x) { return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), x); }
-V turn_back(V x) { return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), x); }
+V turn_back(V x) { return _mm512_permutexvar_epi64(_mm512_set_epi64(0, 2, 4, 6, 1, 3, 5, 7), x); }  // from lanes in reverse
+V reverse(V x) { return _mm512_permutexvar_epi64(_mm512_set_epi64(0, 1, 2, 3, 4, 5, 6, 7), x); }
 
 [[gnu::always_inline]] inline void exchange_lowest(V* x) {
     for (std::size_t i = 0; i < 8; i += 2) {

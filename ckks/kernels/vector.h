@@ -40,10 +40,10 @@ struct VectorPrime {
     const double *tail, *inverse_tail;          // the stages of lanes: kTail in vector_stages.h
     VectorFactor scale[2];                      // N^-1 and N^-1 times the last stage's factor
 
-    // In place of the roots and tails above, for kernels on integers: i < N/8, and the last three stages, per 16 points 2, 4 and 8 values, each time
+    // In place of the roots and tails above, for kernels on integers, both ways: i < N/8, and the last three stages, per 16 points 2, 4 and 8 values, each time
     // followed by their quotients.
-    const WholeFactor *whole_roots, *whole_inverse_roots;
-    const u64 *whole_tail, *whole_inverse_tail;
+    const WholeFactor* whole_roots;
+    const u64* whole_tail;
     u64 whole_inverse;       // q^-1 modulo 2^52
     WholeFactor whole_shift; // 2^52
 };

@@ -56,15 +56,14 @@ VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, 
             result[reverse_bits(static_cast<unsigned>(i), log_degree)] = power;
         return result;
     };
-    const std::vector<u64> forward = powers(psi), inverse = powers(modulus.invert(psi));
+    const std::vector<u64> forward = powers(psi);
     if (kernels.whole) {
         fill_whole(forward, whole_roots_, whole_tail_);
-        fill_whole(inverse, whole_inverse_roots_, whole_inverse_tail_);
     } else {
         fill_doubles(forward, kernels.lanes, roots_, tail_);
-        fill_doubles(inverse, kernels.lanes, inverse_roots_, inverse_tail_);
+        fill_doubles(powers(modulus.invert(psi)), kernels.lanes, inverse_roots_, inverse_tail_);
     }
-    last_factor_ = inverse[1];
+    last_factor_ = modulus.invert(forward[1]);
     degree_inverse_ = modulus.invert(degree);
     const VectorScale plain = scale(1);
     prime_ = {
@@ -79,9 +78,7 @@ VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, 
         .inverse_tail = inverse_tail_.get(),
         .scale = {plain.factors[0], plain.factors[1]},
         .whole_roots = whole_roots_.get(),
-        .whole_inverse_roots = whole_inverse_roots_.get(),
         .whole_tail = whole_tail_.get(),
-        .whole_inverse_tail = whole_inverse_tail_.get(),
         .whole_inverse = inverse_modulo_2_52(modulus.q),
         .whole_shift = whole_factor((u64(1) << 52) % modulus.q),
     };

@@ -37,8 +37,8 @@ private:
     VectorPrime prime_;
     Buffer<VectorFactor> roots_, inverse_roots_;
     Buffer<double> tail_, inverse_tail_;
-    Buffer<WholeFactor> whole_roots_, whole_inverse_roots_;
-    Buffer<u64> whole_tail_, whole_inverse_tail_;
+    Buffer<WholeFactor> whole_roots_;
+    Buffer<u64> whole_tail_;
 };
 
 }  // namespace kernels
