@@ -9,8 +9,6 @@ namespace kernels {
 
 namespace {
 
-constexpr std::size_t kShare = 2048;  // positions of scratch that stay in the second-level cache for all targets
-
 using Words = std::vector<u64>;
 
 // total += a * w; the caller leaves room for the carry.
@@ -28,6 +26,14 @@ int grid(const std::vector<Row>& rows, const std::vector<std::size_t>& source, c
     unsigned bits = 0;
     for (std::size_t i : source) bits = std::max(bits, rows[i].modulus().bits);
     return static_cast<int>(bits + target.bits) - (source.size() > 8 ? 47 : 48);
+}
+
+// The bounds at MultiplyAdd (vector_sums.h) and at FromConversion (ifma_sums.h).
+bool fit(const std::vector<Row>& rows, const std::vector<std::size_t>& source, const VectorKernels& kernels) {
+    if (source.size() > kMaxSources) return false;
+    for (const Row& row : rows)
+        if (!row.on_lanes() || (!kernels.whole && grid(rows, source, row.modulus()) > 50)) return false;
+    return !kernels.whole || (source.size() + 1) * rows[source[0]].modulus().q <= u64(1) << 52;
 }
 
 bool less(const Words& a, const Words& b) {  // of equal length
@@ -65,7 +71,10 @@ Basis::Basis(const std::vector<Row>& rows, std::vector<std::size_t> source, std:
         }
         words_.push_back(product);
     }
-    if (!kernels_) return;
+    if (!kernels_ || !fit(rows, source_, *kernels_)) {
+        kernels_ = nullptr;
+        return;
+    }
     for (std::size_t i = 0; i < count; ++i) {
         vector_.moduli.push_back(static_cast<double>(modulus(i).q));
         vector_.inverses.push_back(1.0 / vector_.moduli.back());
@@ -82,14 +91,6 @@ Basis::Basis(const std::vector<Row>& rows, std::vector<std::size_t> source, std:
         vector_.grids.push_back(std::ldexp(1.5, 52 + grid(rows, source_, m)));
         vector_.inverse_product.push_back(vector_factor(m, inverse_product_[row]));
     }
-}
-
-// The bounds at MultiplyAdd (vector_sums.h) and at FromConversion (ifma_sums.h).
-bool Basis::fits(const std::vector<Row>& rows, const std::vector<std::size_t>& source, const VectorKernels& kernels) {
-    if (source.size() > kMaxSources) return false;
-    for (const Row& row : rows)
-        if (!row.on_lanes() || (!kernels.whole && grid(rows, source, row.modulus()) > 50)) return false;
-    return !kernels.whole || (source.size() + 1) * rows[source[0]].modulus().q <= u64(1) << 52;
 }
 
 VectorConversion Basis::conversion(std::size_t row) const {
@@ -170,48 +171,34 @@ u64 Basis::residue(u64 bits, const Modulus& m) const {
 }
 
 // In [0, q).
-void Basis::begin_integers(const u64* scratch, const Target& target) const {
+void Basis::convert_integers(const u64* scratch, u64* out, std::size_t row) const {
     const std::size_t count = source_.size();
-    const u64* constants = &constants_[target.row * (count + 1)];
+    const u64* constants = &constants_[row * (count + 1)];
     for (std::size_t start = 0; start < degree_; start += Accumulator::kBlock) {
-        Accumulator sums((*rows_)[target.row].modulus(), std::min(degree_ - start, Accumulator::kBlock));
+        Accumulator sums((*rows_)[row].modulus(), std::min(degree_ - start, Accumulator::kBlock));
         for (std::size_t i = 0; i <= count; ++i) sums.add_scaled(scratch + i * stride_ + start, constants[i]);
-        sums.store_lazy(target.out + start);
+        sums.store_lazy(out + start);
     }
+    (*rows_)[row].forward(out, out);
 }
 
-void Basis::begin(const u64* scratch, std::span<const Target> targets) const {
-    if (!kernels_) {
-        for (const Target& target : targets) begin_integers(scratch, target);
-        return;
-    }
-    for (std::size_t start = 0; start < degree_; start += kShare)
-        for (const Target& target : targets)
-            kernels_->convert_first((*rows_)[target.row].vector().prime(), conversion(target.row), scratch, stride_, target.out, start, kShare);
+void Basis::convert(const u64* scratch, u64* out, std::size_t row) const {
+    if (!kernels_) return convert_integers(scratch, out, row);
+    kernels_->convert_forward((*rows_)[row].vector().prime(), conversion(row), scratch, stride_, out);
 }
 
-void Basis::finish(std::size_t row, std::span<u64* const> rows) const {
+void Basis::convert_lazily(const u64* scratch, u64* out, std::size_t row) const {
+    if (!kernels_) return convert_integers(scratch, out, row);
+    kernels_->convert_lazily((*rows_)[row].vector().prime(), conversion(row), scratch, stride_, out);
+}
+
+void Basis::divide(const u64* scratch, const u64* x, u64* out, std::size_t row) const {
     const Row& target = (*rows_)[row];
-    if (!kernels_) {
-        for (u64* x : rows) target.forward(x, x);
-        return;
-    }
-    for (std::size_t part = 0; part < kParts; ++part)  // so that they share what is read of the transform's tables
-        for (u64* x : rows) kernels_->forward_rest(target.vector().prime(), x, part);
-}
-
-void Basis::finish_division(std::size_t row, std::span<const Division> rows) const {
-    const Row& target = (*rows_)[row];
-    if (kernels_) {
-        for (std::size_t part = 0; part < kParts; ++part)  // as in `finish`
-            for (const Division& d : rows) kernels_->divide_rest(target.vector().prime(), vector_.inverse_product[row], d.x, d.out, part);
-        return;
-    }
-    for (const Division& d : rows) {
-        target.forward(d.out, d.out);
-        target.subtract(d.x, d.out, d.out, degree_);
-        target.scale(inverse_product_[row], d.out, d.out, degree_);
-    }
+    if (kernels_)
+        return kernels_->convert_divide(target.vector().prime(), conversion(row), vector_.inverse_product[row], scratch, stride_, x, out);
+    convert_integers(scratch, out, row);
+    target.subtract(x, out, out, degree_);
+    target.scale(inverse_product_[row], out, out, degree_);
 }
 
 }  // namespace kernels

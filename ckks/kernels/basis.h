@@ -13,14 +13,12 @@ constexpr std::size_t kPadding = 64;
 // Sources q_1..q_a with product D. With y_i = x_i * (D/q_i)^-1 mod q_i and u = round(sum_i y_i/q_i), the representative of x in
 // (-D/2, D/2] is sum_i y_i * (D/q_i) - u*D (Halevi, Polyakov and Shoup 2019, section 2.2). D is odd, so there are no ties.
 //
-// Scratch is [a+1][N + padding]: y_1..y_a and u, filled by `load` for each source, then by `settle`. With
-// kernels it holds their own numbers, and u*q_1 has been taken from y_1 in place of a term of its own.
+// Scratch is [a+1][N + padding]: y_1..y_a and u, filled by `load` for each source, then by `settle`. With kernels it holds
+// their own numbers, and u*q_1 has been taken from y_1 in place of a term of its own.
 class Basis {
 public:
-    // `rows`: of the whole parameter set; must outlive this. kernels: null for 64-bit integers throughout, as where they do not fit: all bases of a set
-    // have the same.
+    // `rows`: of the whole parameter set; must outlive this. kernels: null for 64-bit integers throughout, as where they do not fit.
     Basis(const std::vector<Row>& rows, std::vector<std::size_t> source, std::size_t degree, const VectorKernels* kernels);
-    static bool fits(const std::vector<Row>& rows, const std::vector<std::size_t>& source, const VectorKernels& kernels);
 
     const std::vector<std::size_t>& source() const { return source_; }
     static std::size_t scratch_size(std::size_t count, std::size_t degree) { return (count + 1) * (degree + kPadding); }
@@ -29,21 +27,10 @@ public:
     void load(std::size_t i, const u64* x, u64* scratch) const;
     // Positions [start, start+n).
     void settle(u64* scratch, std::size_t start, std::size_t n) const;
-    // The representative modulo the primes of targets, with the first stages of its transform done: what `finish` or finish_division goes on with.
-    // Several targets share what they read of scratch.
-    struct Target {
-        std::size_t row;
-        u64* out;
-    };
-    void begin(const u64* scratch, std::span<const Target> targets) const;
-    // In place, to [0, q). What `begin` of any basis of the set left, of one target row.
-    void finish(std::size_t row, std::span<u64* const> rows) const;
-    // Each x minus what `begin` left in its out, divided by D, there.
-    struct Division {
-        const u64* x;
-        u64* out;
-    };
-    void finish_division(std::size_t row, std::span<const Division> rows) const;
+    // The representative in NTT domain modulo the prime of `row`, or what Row::key_sum takes in its place; or x minus it, divided by D.
+    void convert(const u64* scratch, u64* out, std::size_t row) const;
+    void convert_lazily(const u64* scratch, u64* out, std::size_t row) const;
+    void divide(const u64* scratch, const u64* x, u64* out, std::size_t row) const;
 
 private:
     struct VectorSide {
@@ -58,7 +45,7 @@ private:
     void settle_integers(u64* scratch, std::size_t start, std::size_t n) const;
     void settle_exactly(u64* scratch, std::size_t k) const;
     bool rounds_up(const u64* y, std::size_t stride, u64 lower) const;
-    void begin_integers(const u64* scratch, const Target& target) const;
+    void convert_integers(const u64* scratch, u64* out, std::size_t row) const;
     u64 residue(u64 bits, const Modulus& m) const;
     VectorConversion conversion(std::size_t row) const;
 

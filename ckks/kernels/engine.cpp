@@ -6,7 +6,6 @@ namespace kernels {
 
 namespace {
 
-constexpr std::size_t kGroupBytes = std::size_t(3) << 18;  // three quarters of a usual second-level cache
 constexpr std::size_t kTile = 2048;  // positions a task: enough work to be worth handing over, at least two of them in the smallest degree
 
 Rows range(std::size_t start, std::size_t stop) {
@@ -52,16 +51,11 @@ Engine::Engine(std::size_t degree, const std::vector<u64>& moduli, const std::ve
         for (std::size_t k = data_count; k < moduli.size(); ++k) product = m.multiply(product, moduli[k] % m.q);
         special_product_.push_back(product);
     }
-    const auto digit = [&](std::size_t end) { return range((end - 1) / digit_limbs * digit_limbs, end); };
-    const Rows special = range(data_count, moduli.size());
-    bool fit = kernels_ && Basis::fits(rows_, special, *kernels_);
-    for (std::size_t end = 1; end <= data_count; ++end) fit = fit && Basis::fits(rows_, digit(end), *kernels_);
-    const VectorKernels* const kernels = fit ? kernels_ : nullptr;
-    for (std::size_t end = 1; end <= data_count; ++end) {
-        digit_bases_.emplace_back(rows_, digit(end), degree, kernels);
-        single_bases_.emplace_back(rows_, Rows{end - 1}, degree, kernels);
+    for (std::size_t i = 0; i < data_count; ++i) {
+        digit_bases_.emplace_back(rows_, range(i / digit_limbs * digit_limbs, i + 1), degree, kernels_);
+        single_bases_.emplace_back(rows_, Rows{i}, degree, kernels_);
     }
-    special_basis_.emplace_back(rows_, special, degree, kernels);
+    special_basis_.emplace_back(rows_, range(data_count, moduli.size()), degree, kernels_);
 }
 
 std::size_t Engine::packed_bytes(const Rows& rows, std::size_t length) const {
@@ -198,33 +192,17 @@ Buffer<u64> Engine::load_digits(const u64* x, std::size_t level) {
     return scratch;
 }
 
-// How many of `count` rows a task takes that begins all their transforms at once, of so many polynomials: their arrays stay in the second-level cache, and
-// there are tasks for all threads.
-std::size_t Engine::group_size(std::size_t count, std::size_t polys) const {
-    const std::size_t most = std::max(kGroupBytes / (polys * degree_ * sizeof(u64)), std::size_t(1));
-    std::size_t groups = (count + most - 1) / most;
-    while (groups < count && groups % pool_.threads()) ++groups;
-    return (count + groups - 1) / groups;
-}
-
 void Engine::decompose(const u64* x, u64* out, std::size_t level) {
     const std::size_t extended = level + 1 + special_count(), stride = Basis::scratch_size(digit_limbs_, degree_);
-    const std::size_t digits = digit_count(level), size = group_size(extended, 1), groups = (extended + size - 1) / size;
+    const std::size_t digits = digit_count(level);
     const Buffer<u64> scratch = load_digits(x, level);
-    pool_.run(groups * digits, [&](std::size_t task) {
-        const std::size_t j = task % digits, first = task / digits * size;
-        std::vector<Basis::Target> targets;
-        for (std::size_t i = first; i < std::min(first + size, extended); ++i) {
-            const std::size_t row = extended_row(i, level);
-            u64* const to = out + (j * extended + i) * degree_;
-            if (row <= level && row / digit_limbs_ == j)
-                std::copy_n(x + row * degree_, degree_, to);
-            else
-                targets.push_back({row, to});
-        }
-        const Basis& basis = digit_basis(j, level);
-        basis.begin(scratch.get() + j * stride, targets);
-        for (const Basis::Target& target : targets) basis.finish(target.row, {&target.out, 1});
+    pool_.run(extended * digits, [&](std::size_t i) {  // row by row: the digits of one share the tables of its transform
+        const std::size_t j = i % digits, row = extended_row(i / digits, level);
+        u64* const to = out + (j * extended + i / digits) * degree_;
+        if (row <= level && row / digit_limbs_ == j)
+            std::copy_n(x + row * degree_, degree_, to);
+        else
+            digit_basis(j, level).convert(scratch.get() + j * stride, to, row);
     });
 }
 
@@ -237,16 +215,11 @@ std::vector<const u64*> Engine::digit_rows(const u64* digits, std::size_t level,
 std::vector<const u64*> Engine::convert_digits(const u64* scratch, const u64* x, std::size_t level, std::size_t i, u64* room) const {
     const std::size_t row = extended_row(i, level), stride = Basis::scratch_size(digit_limbs_, degree_);
     std::vector<const u64*> rows;
-    std::vector<u64*> converted;
     for (std::size_t j = 0; j < digit_count(level); ++j, room += degree_ + kPadding) {
         const bool own = row <= level && row / digit_limbs_ == j;
+        if (!own) digit_basis(j, level).convert_lazily(scratch + j * stride, room, row);
         rows.push_back(own ? x + row * degree_ : room);
-        if (own) continue;
-        const Basis::Target target{row, room};
-        digit_basis(j, level).begin(scratch + j * stride, {&target, 1});
-        converted.push_back(room);
     }
-    special_basis_[0].finish(row, converted);
     return rows;
 }
 
@@ -283,29 +256,19 @@ void Engine::divided_product(const Digits& digits, const KeyUse& use, const Perm
     const std::size_t kept = use.level + 1, padded = degree_ + kPadding, tiles = degree_ / kTile;
     const std::size_t stride = Basis::scratch_size(special_count(), degree_);
     const Buffer<u64> scratch = make_buffer<u64>(2 * stride);
-    const auto multiply = [&](std::size_t i, const auto& take) {  // take(the two polynomials of row i of the product)
+    const auto multiply = [&](std::size_t i, const auto& take) {  // take(p, polynomial p of row i of the product)
         const Buffer<u64> room = make_buffer<u64>((digit_count(use.level) + 2) * padded);
         u64* const product = room.get() + digit_count(use.level) * padded;
         const KeyOperands operands = key_operands(digits(i, room.get()), use, moves, i);
         rows_[extended_row(i, use.level)].key_sum(operands, product, product + padded, 0, degree_);
-        take(product, product + padded);
+        for (std::size_t p = 0; p < 2; ++p) take(p, product + p * padded);
     };
     pool_.run(special_count(), [&](std::size_t source) {
-        multiply(kept + source, [&](const u64* first, const u64* second) {
-            basis.load(source, first, scratch.get());
-            basis.load(source, second, scratch.get() + stride);
-        });
+        multiply(kept + source, [&](std::size_t p, const u64* row) { basis.load(source, row, scratch.get() + p * stride); });
     });
     pool_.run(2 * tiles, [&](std::size_t task) { basis.settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile); });
     pool_.run(kept, [&](std::size_t i) {
-        multiply(i, [&](const u64* first, const u64* second) {
-            const Basis::Division rows[2] = {{first, out + i * degree_}, {second, out + (kept + i) * degree_}};
-            for (std::size_t p = 0; p < 2; ++p) {
-                const Basis::Target target{i, rows[p].out};
-                basis.begin(scratch.get() + p * stride, {&target, 1});
-            }
-            basis.finish_division(i, rows);
-        });
+        multiply(i, [&](std::size_t p, const u64* row) { basis.divide(scratch.get() + p * stride, row, out + (p * kept + i) * degree_, i); });
     });
 }
 
@@ -349,19 +312,9 @@ void Engine::divide(const u64* x, u64* out, std::size_t polys, std::size_t kept,
     pool_.run(polys * tiles, [&](std::size_t task) {
         basis.settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile);
     });
-    const std::size_t size = group_size(kept, polys), groups = (kept + size - 1) / size;
-    pool_.run(groups, [&](std::size_t group) {
-        const std::size_t first = group * size, last = std::min(first + size, kept);
-        for (std::size_t p = 0; p < polys; ++p) {
-            std::vector<Basis::Target> targets;
-            for (std::size_t row = first; row < last; ++row) targets.push_back({row, out + (p * kept + row) * degree_});
-            basis.begin(scratch.get() + p * stride, targets);
-        }
-        for (std::size_t row = first; row < last; ++row) {
-            std::vector<Basis::Division> divisions;
-            for (std::size_t p = 0; p < polys; ++p) divisions.push_back({x + (p * rows + row) * degree_, out + (p * kept + row) * degree_});
-            basis.finish_division(row, divisions);
-        }
+    pool_.run(kept * polys, [&](std::size_t i) {
+        const std::size_t p = i % polys, row = i / polys;
+        basis.divide(scratch.get() + p * stride, x + (p * rows + row) * degree_, out + (p * kept + row) * degree_, row);
     });
 }
 

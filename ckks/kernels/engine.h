@@ -79,7 +79,6 @@ private:
     void element_wise(Binary operation, const u64* a, const u64* b, u64* out, std::size_t polys, std::size_t b_polys, const Rows& rows);
     // x: [polys][kept + source][N] -> [polys][kept][N], the kept rows being 0..kept-1.
     void divide(const u64* x, u64* out, std::size_t polys, std::size_t kept, const Basis& basis);
-    std::size_t group_size(std::size_t count, std::size_t polys) const;
     const Basis& digit_basis(std::size_t digit, std::size_t level) const;
     Buffer<u64> load_digits(const u64* x, std::size_t level);
     // Row i of the extended rows of every digit: of digits [digit][rows][N]; or of x itself where it is a digit's own, else converted into `room`.

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "ifma_stages.h"
 
@@ -25,65 +24,54 @@ bool downwards(const void* x, const void* a) {
     return (reinterpret_cast<std::uintptr_t>(x) - reinterpret_cast<std::uintptr_t>(a)) % 4096 > 2048;
 }
 
-// One pass of S stages, under the factors of block `index` of its first: k in [from, to) with all that lies multiples of `distance` further on.
-template <unsigned S, Room R, bool kFirst, class Load>
-[[gnu::always_inline]] inline void forward_pass(const Field& f, const WholeFactor* roots, std::size_t index, u64* a, std::size_t distance,
-                                                std::size_t from, std::size_t to, const Load& load, bool down = false) {
-    const StageFactors factors(roots, index);
-    for (std::size_t step = from; step < to; step += W) {
-        const std::size_t k = down ? from + to - W - step : step;
-        V x[kRows<S>];
-        for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(k + i * distance);
-        forward_stages<S, R, kFirst>(f, x, factors.w);
-        for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, kFirst ? turn(x[i]) : x[i]);
-    }
-}
-
-// The first pass, of a share of its positions: n of them, from number `start`, as many from each part that it leaves.
-// Load: value at position k, in 4; address: where that of position 0 comes from.
-template <Room R, class Load>
-void first_pass(const VectorPrime& p, const Load& load, u64* a, std::size_t start, std::size_t n) {
-    const Field f(p);
-    const V above = all(R == Room::roomy ? 2 * p.log_degree * f.prime : 0);
-    const unsigned log = p.log_degree, stages = stages_of(log);
-    const std::size_t half = std::size_t(1) << (log - 1), distance = std::size_t(1) << (log - stages);
-    const std::size_t from = start >> stages, to = (start + n) >> stages;
-    const auto raised = [&](std::size_t k) { return k < half ? add(load(k), above) : load(k); };
-    const bool down = downwards(load.address(), a);
-    if (stages == 3)
-        forward_pass<3, R, true>(f, p.whole_roots, 1, a, distance, from, to, raised, down);
-    else
-        forward_pass<2, R, true>(f, p.whole_roots, 1, a, distance, from, to, raised, down);
-}
-
-// The passes after the first. Store: position k, value below bound_of(R).
+// Load: value at position k, in 4; address: where that of position 0 comes from. Store: position k, value below bound_of(R).
 template <Room R, class Store>
-class Rest {
+class Forward {
 public:
-    Rest(const VectorPrime& p, u64* a, const Store& store) : p_(p), a_(a), store_(store) {}
+    Forward(const VectorPrime& p, u64* a, const Store& store) : p_(p), a_(a), store_(store) {}
 
-    // Of the parts that the first pass left, those of share `part` of kParts.
-    void run(std::size_t part) const {
-        const unsigned stages = stages_of(p_.log_degree), log = p_.log_degree - stages;
-        const std::size_t count = std::size_t(1) << stages;
-        for (std::size_t i = part * count / kParts; i < (part + 1) * count / kParts; ++i) blocks(i << log, log, count + i, 1);
+    template <class Load>
+    void run(const Load& load) const {
+        const Field f(p_);
+        const V start = all(R == Room::roomy ? 2 * p_.log_degree * f.prime : 0);
+        const unsigned log = p_.log_degree, stages = stages_of(log);
+        const std::size_t n = std::size_t(1) << log;
+        const auto raised = [&](std::size_t k) { return k < n / 2 ? add(load(k), start) : load(k); };
+        pass<true>(f, stages, 1, log, 0, raised, downwards(load.address(), a_));
+        for (std::size_t i = 0; i < std::size_t(1) << stages; ++i) blocks(i << (log - stages), log - stages, (std::size_t(1) << stages) + i, 1);
     }
 
 private:
+    template <bool kFirst, class Load>
+    [[gnu::always_inline]] void pass(const Field& f, unsigned stages, std::size_t index, unsigned log, std::size_t start, const Load& load,
+                                     bool down = false) const {
+        if (stages == 3)
+            pass_of<3, kFirst>(f, index, log, start, load, down);
+        else
+            pass_of<2, kFirst>(f, index, log, start, load, down);
+    }
+
+    template <unsigned S, bool kFirst, class Load>
+    [[gnu::always_inline]] void pass_of(const Field& f, std::size_t index, unsigned log, std::size_t start, const Load& load, bool down) const {
+        const StageFactors factors(p_.whole_roots, index);
+        u64* const a = a_;
+        const std::size_t distance = std::size_t(1) << (log - S);
+        for (std::size_t step = 0; step < distance; step += W) {
+            const std::size_t k = start + (down ? distance - W - step : step);
+            V x[kRows<S>];
+            for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(k + i * distance);
+            forward_stages<S, R, kFirst>(f, x, factors.w);
+            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, kFirst ? turn(x[i]) : x[i]);
+        }
+    }
+
     // `count` times 2^log points from `start`, under the factors from number `index` of their stage.
     void blocks(std::size_t start, unsigned log, std::size_t index, std::size_t count) const {
         if (log == kLogLast) return last(start, index, count);
         const Field f(p_);  // local here and below: no store can change it, as the compiler sees
         const auto load_back = [a = a_](std::size_t k) { return kernels::load(a + k); };
         const unsigned stages = stages_of(log), rest = log - stages;
-        const std::size_t distance = std::size_t(1) << rest;
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::size_t at = start + (i << log);
-            if (stages == 3)
-                forward_pass<3, R, false>(f, p_.whole_roots, index + i, a_, distance, at, at + distance, load_back);
-            else
-                forward_pass<2, R, false>(f, p_.whole_roots, index + i, a_, distance, at, at + distance, load_back);
-        }
+        for (std::size_t i = 0; i < count; ++i) pass<false>(f, stages, index + i, log, start + (i << log), load_back);
         if (log <= kLogCached) return blocks(start, rest, index << stages, count << stages);
         for (std::size_t i = 0; i < count << stages; ++i) blocks(start + (i << rest), rest, (index << stages) + i, 1);
     }
@@ -134,31 +122,14 @@ private:
     const Store store_;
 };
 
-// `call` with the room of a prime as a constant.
-template <class Call>
-void with_room(const VectorPrime& p, const Call& call) {
-    switch (room(static_cast<u64>(p.q))) {
-        case Room::roomy: return call(std::integral_constant<Room, Room::roomy>());
-        case Room::usual: return call(std::integral_constant<Room, Room::usual>());
-        case Room::tight: return call(std::integral_constant<Room, Room::tight>());
-    }
-}
-
-template <class Load>
-void begin_transform(const VectorPrime& p, const Load& load, u64* a, std::size_t start, std::size_t n) {
-    with_room(p, [&](auto r) { first_pass<r()>(p, load, a, start, n); });
-}
-
-template <class Store>
-void end_transform(const VectorPrime& p, u64* a, const Store& store, std::size_t part) {
-    with_room(p, [&](auto r) { Rest<r(), Store>(p, a, store).run(part); });
-}
-
 // The transform of load(0), load(W), .. goes to store(0, v), ..; `a` is room for the passes between.
 template <class Load, class Store>
 void transform(const VectorPrime& p, const Load& load, u64* a, const Store& store) {
-    begin_transform(p, load, a, 0, std::size_t(1) << p.log_degree);
-    for (std::size_t part = 0; part < kParts; ++part) end_transform(p, a, store, part);
+    switch (room(static_cast<u64>(p.q))) {
+        case Room::roomy: return Forward<Room::roomy, Store>(p, a, store).run(load);
+        case Room::usual: return Forward<Room::usual, Store>(p, a, store).run(load);
+        case Room::tight: return Forward<Room::tight, Store>(p, a, store).run(load);
+    }
 }
 
 // From x in [0, q). The last pass multiplies by scale[0], its upper half by scale[1]: store(k, v), v in 2.
@@ -287,7 +258,11 @@ template <class Store>
 void transform_back(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* a, const Store& store) {
     const Field f(p);
     const WholeFactor factors[2] = {f.factor(scale[0].value), f.factor(scale[1].value)};
-    with_room(p, [&](auto r) { Inverse<r(), Store>(p, x, a).run(factors, store); });
+    switch (room(f.prime)) {
+        case Room::roomy: return Inverse<Room::roomy, Store>(p, x, a).run(factors, store);
+        case Room::usual: return Inverse<Room::usual, Store>(p, x, a).run(factors, store);
+        case Room::tight: return Inverse<Room::tight, Store>(p, x, a).run(factors, store);
+    }
 }
 
 }  // namespace

@@ -59,8 +59,9 @@ struct Wide {
     static const u64* whole(const Byte* x) { return reinterpret_cast<const u64*>(x); }
 };
 
-// The running sums of a pair at kLine * W positions, of products of residues in [0, q), q < 2^49. The high half of a product is below 2^46: after kMost
-// of them, on top of the 2q that an earlier `reduce` left, `high` is below 2^50 + 33 * 2^46 < 2^52; `low` has room for 2^12.
+// The running sums of a pair at kLine * W positions, of products of residues in [0, q), q < 2^49, or of what convert_lazily leaves, below 68q <= 2^52,
+// with them. The high half of a product is below 2^46: after kMost of them, on top of the 2q that an earlier `reduce` left, `high` is below
+// 2^50 + 33 * 2^46 < 2^52; `low` has room for 2^12.
 constexpr std::size_t kMost = 32;
 
 struct PairSums {

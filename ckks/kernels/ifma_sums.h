@@ -59,14 +59,14 @@ struct FromCentred {
     const void* address() const { return y; }
 };
 
-void convert_first(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* a, std::size_t start, std::size_t n) {
+template <class Store>
+void transform_conversion(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out, const Store& store) {
     switch (c.count) {
-        case 1: return begin_transform(p, FromCentred(Field(p), c, y), a, start, n);
-        case 2: return begin_transform(p, FromConversion<2>(p, c, y, stride), a, start, n);
-        case 3: return begin_transform(p, FromConversion<3>(p, c, y, stride), a, start, n);
-        case 4: return begin_transform(p, FromConversion<4>(p, c, y, stride), a, start, n);
-        case 5: return begin_transform(p, FromConversion<5>(p, c, y, stride), a, start, n);
-        default: return begin_transform(p, FromConversion<0>(p, c, y, stride), a, start, n);
+        case 1: return transform(p, FromCentred(Field(p), c, y), out, store);
+        case 2: return transform(p, FromConversion<2>(p, c, y, stride), out, store);
+        case 3: return transform(p, FromConversion<3>(p, c, y, stride), out, store);
+        case 4: return transform(p, FromConversion<4>(p, c, y, stride), out, store);
+        default: return transform(p, FromConversion<0>(p, c, y, stride), out, store);
     }
 }
 

@@ -57,9 +57,6 @@ struct VectorConversion {
     const u64* whole;
 };
 
-// Parts that the first pass of a forward transform leaves, or pairs of parts: stretches of N / kParts positions that do not meet again.
-constexpr std::size_t kParts = 4;
-
 // An automorphism on NTT order: output positions [w*b, w*b+w) come from the w positions of block entries[b]/w, within
 // it by patterns[entries[b]%w].
 struct VectorPermutation {
@@ -140,12 +137,11 @@ struct VectorKernels {
     void (*inverse)(const VectorPrime&, const u64* x, u64* out);
     // With factors of its own in place of VectorPrime::scale, to numbers of the kernels' own: doubles, |y| < q; or integers in [0, q).
     void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, u64* y);
-    // y: [count][stride], as `overflow` leaves it. The first pass of the transform of the converted polynomial, of a share of it: n positions from
-    // number `start`, as many from each of the parts, n a multiple of 512. Then the other passes, in place, of one of kParts parts; or x minus
-    // their result, times factor.
-    void (*convert_first)(const VectorPrime&, const VectorConversion&, const u64* y, std::size_t stride, u64* a, std::size_t start, std::size_t n);
-    void (*forward_rest)(const VectorPrime&, u64* a, std::size_t part);
-    void (*divide_rest)(const VectorPrime&, const VectorFactor& factor, const u64* x, u64* a, std::size_t part);
+    // y: [count][stride], as `overflow` leaves it. The transform of the converted polynomial; what key_sum takes in its place; (x - transform) * factor.
+    void (*convert_forward)(const VectorPrime&, const VectorConversion&, const u64* y, std::size_t stride, u64* out);
+    void (*convert_lazily)(const VectorPrime&, const VectorConversion&, const u64* y, std::size_t stride, u64* out);
+    void (*convert_divide)(const VectorPrime&, const VectorConversion&, const VectorFactor& factor, const u64* y, std::size_t stride, const u64* x,
+                           u64* out);
     // With u = round(sum_i y_i / q_i): y_0 - u*q_0 in place of y_0 (integers: y_0 + (count - u) * q_0), so that no term of u is left. Returns how many
     // positions were too near a tie to be sure, and lists them.
     std::size_t (*overflow)(u64* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, std::size_t n,

@@ -24,6 +24,12 @@ struct ReducedToIntegers {
     void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.reduce(v))); }
 };
 
+// Below 2^52, with what lies above as it fell.
+struct ToMemory {
+    u64* out;
+    void operator()(std::size_t k, V v) const { store(out + k, v); }
+};
+
 // The end of a division, (x - v) * factor. A multiple of q that v is below makes the difference positive: x plus that is in 69 (roomy), 9 or 3.
 struct ToQuotient {
     const Field f;
@@ -46,10 +52,19 @@ void inverse(const VectorPrime& p, const u64* x, u64* out) {
 
 void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y) { transform_back(p, scale, x, y, ToIntegers{Field(p), y}); }
 
-void forward_rest(const VectorPrime& p, u64* a, std::size_t part) { end_transform(p, a, ReducedToIntegers{Field(p), a}, part); }
+void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
+    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
+}
 
-void divide_rest(const VectorPrime& p, const VectorFactor& factor, const u64* x, u64* a, std::size_t part) {
-    end_transform(p, a, ToQuotient(Field(p), factor, x, a), part);
+// A last reduction is a seventh of a transform, and multiplications do without.
+void convert_lazily(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
+    if (room(static_cast<u64>(p.q)) != Room::roomy) return convert_forward(p, c, y, stride, out);
+    transform_conversion<ToMemory>(p, c, y, stride, out, {out});
+}
+
+void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const u64* y, std::size_t stride,
+                    const u64* x, u64* out) {
+    transform_conversion<ToQuotient>(p, c, y, stride, out, {Field(p), factor, x, out});
 }
 
 }  // namespace
@@ -61,8 +76,7 @@ const VectorKernels* avx512ifma_kernels() {
         t.name = "avx512ifma";
         t.whole = true;
         t.forward = forward, t.inverse = inverse, t.inverse_scaled = inverse_scaled;
-        t.convert_first = convert_first, t.forward_rest = forward_rest, t.divide_rest = divide_rest;
-        t.overflow = overflow;
+        t.convert_forward = convert_forward, t.convert_lazily = convert_lazily, t.convert_divide = convert_divide, t.overflow = overflow;
         t.key_sum = key_sum, t.plain_sum = plain_sum;
         return t;
     }();

@@ -46,10 +46,13 @@ void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* 
     transform_back(p, scale, x, as_doubles(y), ToMemory{as_doubles(y)});
 }
 
-void forward_rest(const VectorPrime& p, u64* a, std::size_t part) { end_transform(p, as_doubles(a), ReducedToIntegers{Field(p), a}, part); }
+void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
+    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
+}
 
-void divide_rest(const VectorPrime& p, const VectorFactor& factor, const u64* x, u64* a, std::size_t part) {
-    end_transform(p, as_doubles(a), ToQuotient{Field(p), x, a, Constant(factor)}, part);
+void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const u64* y, std::size_t stride,
+                    const u64* x, u64* out) {
+    transform_conversion<ToQuotient>(p, c, y, stride, out, {Field(p), x, out, Constant(factor)});
 }
 
 // Products of residues in [0, q) have a quotient below q, which 3 * 2^-53 * q < 3/16 puts off: in 1/2 + 3/16.
@@ -99,8 +102,8 @@ void permute(const VectorPermutation& p, const u64* x, u64* out, std::size_t n) 
 }
 
 constexpr VectorKernels kTable = {
-    Lanes::name, W,       false, forward,   inverse, inverse_scaled, convert_first, forward_rest, divide_rest, overflow, key_sum,
-    plain_sum,   stage,   matrix, multiply, scale,   tensor,         add,           subtract,     permute,
+    Lanes::name, W,     false,   forward, inverse, inverse_scaled, convert_forward, convert_forward, convert_divide, overflow, key_sum, plain_sum,
+    stage,       matrix, multiply, scale,  tensor,  add,            subtract,        permute,
 };
 
 }  // namespace

@@ -19,45 +19,45 @@ struct ToMemory {
     void operator()(std::size_t k, V v) const { Lanes::store(x + k, v); }
 };
 
-// One pass of S stages, under the factors of block `index` of its first: k in [from, to) with all that lies multiples of `distance` further on.
-template <unsigned S, bool kSmall, bool kFirst, class Load>
-[[gnu::always_inline]] inline void forward_pass(const Field& f, const VectorFactor* roots, std::size_t index, double* a, std::size_t distance,
-                                                std::size_t from, std::size_t to, const Load& load) {
-    const StageFactors<S> factors{roots, index};
-    for (std::size_t k = from; k < to; k += W) {
-        V x[kRows<S>];
-        for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(k + i * distance);
-        forward_stages<S, kSmall>(f, x, factors);
-        for (std::size_t i = 0; i < kRows<S>; ++i) Lanes::store(a + k + i * distance, kFirst ? Lanes::turn(x[i]) : x[i]);
-    }
-}
-
-// The passes after the first. Store: position k, value in 4.2 (small primes: 13).
+// Load: value at position k, in 3. Store: position k, value in 4.2 (small primes: 13).
 template <bool kSmall, class Store>
-class Rest {
+class Forward {
 public:
-    Rest(const VectorPrime& p, double* a, const Store& store) : p_(p), a_(a), store_(store) {}
+    Forward(const VectorPrime& p, double* a, const Store& store) : p_(p), a_(a), store_(store) {}
 
-    // One of the parts that the first pass left.
-    void run(std::size_t part) const {
-        const unsigned log = p_.log_degree - 2;
-        blocks(part << log, log, kParts + part, 1);
+    template <class Load>
+    void run(const Load& load) const {
+        const Field f(p_);
+        const unsigned rest = p_.log_degree - 2;
+        pass<2, true>(f, 1, p_.log_degree, 0, load);  // of three, eight rows read and eight written meet in one set of the first-level cache
+        for (std::size_t i = 0; i < 4; ++i) blocks(i << rest, rest, 4 + i, 1);
     }
 
 private:
+    template <unsigned S, bool kFirst, class Load>
+    [[gnu::always_inline]] void pass(const Field& f, std::size_t index, unsigned log, std::size_t start, const Load& load) const {
+        const StageFactors<S> factors{p_.roots, index};
+        double* const a = a_;
+        const std::size_t distance = std::size_t(1) << (log - S);
+        for (std::size_t k = start; k < start + distance; k += W) {
+            V x[kRows<S>];
+            for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(k + i * distance);
+            forward_stages<S, kSmall>(f, x, factors);
+            for (std::size_t i = 0; i < kRows<S>; ++i) Lanes::store(a + k + i * distance, kFirst ? Lanes::turn(x[i]) : x[i]);
+        }
+    }
+
     // `count` times 2^log points from `start`, under the factors from number `index` of their stage.
     void blocks(std::size_t start, unsigned log, std::size_t index, std::size_t count) const {
         if (log == kLaneStages) return last(start, start + count * W);
         const Field f(p_);  // local here and below: no store can change it, as the compiler sees
         const auto load_back = [a = a_](std::size_t k) { return Lanes::load(a + k); };
         const unsigned stages = stages_of(log), rest = log - stages;
-        const std::size_t distance = std::size_t(1) << rest;
         for (std::size_t i = 0; i < count; ++i) {
-            const std::size_t at = start + (i << log);
             if (stages == 3)
-                forward_pass<3, kSmall, false>(f, p_.roots, index + i, a_, distance, at, at + distance, load_back);
+                pass<3, false>(f, index + i, log, start + (i << log), load_back);
             else
-                forward_pass<2, kSmall, false>(f, p_.roots, index + i, a_, distance, at, at + distance, load_back);
+                pass<2, false>(f, index + i, log, start + (i << log), load_back);
         }
         if (log <= kLogCached) return blocks(start, rest, index << stages, count << stages);
         for (std::size_t i = 0; i < count << stages; ++i) blocks(start + (i << rest), rest, (index << stages) + i, 1);
@@ -88,30 +88,13 @@ private:
     const Store store_;
 };
 
-// The first pass, of a share of its positions: n of them, from number `start`, as many from each of the kParts parts that it leaves.
-// Load: value at position k, in 3. Two stages: of three, eight rows read and eight written meet in one set of the first-level cache.
-template <class Load>
-void begin_transform(const VectorPrime& p, const Load& load, double* a, std::size_t start, std::size_t n) {
-    const std::size_t distance = (std::size_t(1) << p.log_degree) / kParts, from = start / kParts, to = (start + n) / kParts;
-    if (p.q < kSmallPrime)
-        forward_pass<2, true, true>(Field(p), p.roots, 1, a, distance, from, to, load);
-    else
-        forward_pass<2, false, true>(Field(p), p.roots, 1, a, distance, from, to, load);
-}
-
-template <class Store>
-void end_transform(const VectorPrime& p, double* a, const Store& store, std::size_t part) {
-    if (p.q < kSmallPrime)
-        Rest<true, Store>(p, a, store).run(part);
-    else
-        Rest<false, Store>(p, a, store).run(part);
-}
-
 // The transform of load(0), load(W), .. goes to store(0, v), ..; `a` is room for the passes between.
 template <class Load, class Store>
 void transform(const VectorPrime& p, const Load& load, double* a, const Store& store) {
-    begin_transform(p, load, a, 0, std::size_t(1) << p.log_degree);
-    for (std::size_t part = 0; part < kParts; ++part) end_transform(p, a, store, part);
+    if (p.q < kSmallPrime)
+        Forward<true, Store>(p, a, store).run(load);
+    else
+        Forward<false, Store>(p, a, store).run(load);
 }
 
 // From x in [0, q). The last pass multiplies by scale[0], its upper half by scale[1]: store(k, v), v in 1/2 + 6/32 at most.

@@ -64,16 +64,17 @@ struct FromCentred {
 double* as_doubles(u64* x) { return reinterpret_cast<double*>(x); }
 const double* as_doubles(const u64* x) { return reinterpret_cast<const double*>(x); }
 
-void convert_first(const VectorPrime& p, const VectorConversion& c, const u64* scratch, std::size_t stride, u64* a, std::size_t start, std::size_t n) {
+template <class Store>
+void transform_conversion(const VectorPrime& p, const VectorConversion& c, const u64* scratch, std::size_t stride, u64* out, const Store& store) {
     const Field f(p);
     const double* const y = as_doubles(scratch);
-    double* const room = as_doubles(a);
+    double* const room = as_doubles(out);
     switch (c.count) {
-        case 1: return begin_transform(p, FromCentred{f, y}, room, start, n);
-        case 2: return begin_transform(p, FromConversion<2>(f, c, y, stride), room, start, n);
-        case 3: return begin_transform(p, FromConversion<3>(f, c, y, stride), room, start, n);
-        case 4: return begin_transform(p, FromConversion<4>(f, c, y, stride), room, start, n);
-        default: return begin_transform(p, FromConversion<0>(f, c, y, stride), room, start, n);
+        case 1: return transform(p, FromCentred{f, y}, room, store);
+        case 2: return transform(p, FromConversion<2>(f, c, y, stride), room, store);
+        case 3: return transform(p, FromConversion<3>(f, c, y, stride), room, store);
+        case 4: return transform(p, FromConversion<4>(f, c, y, stride), room, store);
+        default: return transform(p, FromConversion<0>(f, c, y, stride), room, store);
     }
 }
 
