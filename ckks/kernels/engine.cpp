@@ -249,26 +249,32 @@ void Engine::key_switch(const u64* x, const KeyUse& use, u64* out) {
     });
 }
 
-// The special rows first; then each data row is divided as soon as it is there, in the second-level cache: no product passes through memory.
+// The special rows first; then each data row is divided as soon as it is there, in the second-level cache: no product passes through memory, but of as
+// many of the last rows as make the special rows up to tasks for all threads.
 template <class Digits>
 void Engine::divided_product(const Digits& digits, const KeyUse& use, const Permutation* moves, u64* out) {
     const Basis& basis = special_basis_[0];
-    const std::size_t kept = use.level + 1, padded = degree_ + kPadding, tiles = degree_ / kTile;
-    const std::size_t stride = Basis::scratch_size(special_count(), degree_);
-    const Buffer<u64> scratch = make_buffer<u64>(2 * stride);
-    const auto multiply = [&](std::size_t i, const auto& take) {  // take(p, polynomial p of row i of the product)
-        const Buffer<u64> room = make_buffer<u64>((digit_count(use.level) + 2) * padded);
-        u64* const product = room.get() + digit_count(use.level) * padded;
-        const KeyOperands operands = key_operands(digits(i, room.get()), use, moves, i);
+    const std::size_t kept = use.level + 1, padded = degree_ + kPadding, tiles = degree_ / kTile, digit_room = digit_count(use.level) * padded;
+    const std::size_t stride = Basis::scratch_size(special_count(), degree_), threads = pool_.threads();
+    const std::size_t early = std::min((threads - special_count() % threads) % threads, kept), late = kept - early;
+    const Buffer<u64> scratch = make_buffer<u64>(2 * stride), waiting = make_buffer<u64>(2 * early * padded);
+    const auto multiply = [&](std::size_t i, u64* room, u64* product) {  // row i of the product, its second polynomial `padded` after the first
+        const KeyOperands operands = key_operands(digits(i, room), use, moves, i);
         rows_[extended_row(i, use.level)].key_sum(operands, product, product + padded, 0, degree_);
-        for (std::size_t p = 0; p < 2; ++p) take(p, product + p * padded);
     };
-    pool_.run(special_count(), [&](std::size_t source) {
-        multiply(kept + source, [&](std::size_t p, const u64* row) { basis.load(source, row, scratch.get() + p * stride); });
+    pool_.run(special_count() + early, [&](std::size_t i) {
+        const Buffer<u64> room = make_buffer<u64>(digit_room + 2 * padded);
+        u64* const product = room.get() + digit_room;
+        if (i >= special_count()) return multiply(late + i - special_count(), room.get(), waiting.get() + 2 * (i - special_count()) * padded);
+        multiply(kept + i, room.get(), product);
+        for (std::size_t p = 0; p < 2; ++p) basis.load(i, product + p * padded, scratch.get() + p * stride);
     });
     pool_.run(2 * tiles, [&](std::size_t task) { basis.settle(scratch.get() + task / tiles * stride, task % tiles * kTile, kTile); });
     pool_.run(kept, [&](std::size_t i) {
-        multiply(i, [&](std::size_t p, const u64* row) { basis.divide(scratch.get() + p * stride, row, out + (p * kept + i) * degree_, i); });
+        const Buffer<u64> room = make_buffer<u64>(digit_room + 2 * padded);
+        if (i < late) multiply(i, room.get(), room.get() + digit_room);
+        const u64* const product = i < late ? room.get() + digit_room : waiting.get() + 2 * (i - late) * padded;
+        for (std::size_t p = 0; p < 2; ++p) basis.divide(scratch.get() + p * stride, product + p * padded, out + (p * kept + i) * degree_, i);
     });
 }
 
