@@ -27,7 +27,7 @@ const VectorKernels* find_kernels(const std::string& name) {
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
 #if defined(__x86_64__)
-    if (runs(avx512ifma_kernels(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512ifma")))
+    if (runs(avx512ifma_kernels(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("avx512vbmi")))
         names.push_back("avx512ifma");
     if (runs(avx512_kernels(), __builtin_cpu_supports("avx512f"))) names.push_back("avx512");
     if (runs(avx2_kernels(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) names.push_back("avx2");
