@@ -50,12 +50,11 @@ struct Capacity {
     }
 };
 
-// Asks for the cache lines of the residues from the k-th on that a step reads. Into the second-level cache: the first has room for fewer lines on their way
-// from memory.
-template <std::size_t width>
-void fetch_packed(const Byte* row, std::size_t k) {
-    __builtin_prefetch(row + width * k, 0, 2);
-    if (width * kStep > 64) __builtin_prefetch(row + width * k + 64, 0, 2);
+// Asks for the cache lines that a step's residues from x on lie in. Into the second-level cache: the first has room for fewer lines on their way from memory.
+template <std::size_t width, unsigned repeat>
+void fetch_packed(const Byte* x) {
+    __builtin_prefetch(x, 0, 2);
+    if (width * kStep >> repeat > 64) __builtin_prefetch(x + 64, 0, 2);
 }
 
 // How digits and moved polynomials are read at kStep positions.
@@ -112,8 +111,8 @@ void key_sum_of(const VectorPrime& p, const KeySum& s, std::size_t start, std::s
                 for (std::size_t term = i; term < stop; ++term) {
                     const KeyTerm& t = s.terms[term];
                     read.fetch(t.digit);
-                    fetch_packed<width>(s.ahead[term].first, k + s.ahead_by);
-                    fetch_packed<width>(s.ahead[term].second, k + s.ahead_by);
+                    fetch_packed<width, 0>(s.ahead[term].first + width * (k + s.ahead_by));
+                    fetch_packed<width, 0>(s.ahead[term].second + width * (k + s.ahead_by));
                     for (std::size_t u = 0; u < kLine; ++u) {
                         const V x = read(t.digit, u);
                         sums.first[u].add(x, rows.read(t.first, k, u));
@@ -157,11 +156,13 @@ void plain_sum_of(const VectorPrime& p, const PlainSum& s, std::size_t n) {
             if (reduce) sums.reduce();
             for (std::size_t term = i; term < stop; ++term) {
                 const PlainTerm& t = s.terms[term];
-                fetch_packed<width>(s.terms[term + kPlainTogether].plain, at >> s.log_repeat);
+                fetch_packed<width, repeat>(s.terms[term + kPlainTogether].plain + width * (at >> s.log_repeat));
                 for (std::size_t u = 0; u < kLine; ++u) {
                     const V x = rows.read(t.plain, at, u);
-                    sums.first[u].add(x, Arithmetic::read_staged(t.first + k + u * W));
-                    sums.second[u].add(x, Arithmetic::read_staged(t.second + k + u * W));
+                    V first = Arithmetic::read_staged(t.first + k + u * W), second = Arithmetic::read_staged(t.second + k + u * W);
+                    asm("" : "+v"(first), "+v"(second));  // else compilers read each of them twice
+                    sums.first[u].add(x, first);
+                    sums.second[u].add(x, second);
                 }
             }
             if (last)

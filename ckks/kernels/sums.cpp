@@ -60,7 +60,7 @@ void Row::plain_sums(std::span<const SumTerm> terms, std::span<const PlainOperan
                      std::size_t n) const {
     const std::size_t width = packed_width(modulus_.q);
     if (vector_) {
-        constexpr std::size_t stretch = kPlainStretch, apart = stretch + kVectorBlock / 8;  // 2 KiB and a line: a few dozen terms fit the second-level cache
+        const std::size_t stretch = sum_stretch(terms.size()), apart = stretch + kVectorBlock / 8;  // and a line, so as not to lie a power of two apart
         const Buffer<u64> staged = make_buffer<u64>(2 * apart * terms.size());
         const auto of_term = [&](std::size_t i, std::size_t half) { return staged.get() + (2 * i + half) * apart; };
         std::vector<PlainTerm> products;

@@ -88,7 +88,7 @@ struct KeySum {
 };
 
 // Longest stretch of a PlainSum, and how many plaintexts it reads at a time.
-constexpr std::size_t kPlainStretch = 256, kPlainTogether = 4;
+constexpr std::size_t kPlainStretch = 1024, kPlainTogether = 4;
 
 // A whole row of a plaintext and a stretch of a pair of polynomials, as integers or (VectorKernels::stage) as doubles: whatever the kernels compute with.
 struct PlainTerm {
