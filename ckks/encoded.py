@@ -26,7 +26,7 @@ from ckks.parameters import Parameters
 from ckks.types import Residues, Slots
 
 _FORMAT = (
-    "encoded weights 3"  # change it with anything that changes an encoding: old files are then made anew
+    "encoded weights 4"  # change it with anything that changes an encoding: old files are then made anew
 )
 _TOGETHER = 16  # polynomials in memory at a time while a file is written
 

@@ -17,7 +17,7 @@ from ckks.parameters import Parameters
 from ckks.types import EvaluationKeys, KeyNeeds, KeySwitchKey, Residues
 from ckks.wire_keys import KeyFile, key_names
 
-_KIND = "expanded keys 3"
+_KIND = "expanded keys 4"
 
 
 def expand_keys(

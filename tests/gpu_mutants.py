@@ -33,8 +33,8 @@ _PATTERNS = (
     (r" \+ 1\b", " + 2"),
     (r"\blog_(step|distance) ([-+])= k\b", r"log_\1 \2= k + 1"),
     (r"2 \* q\b", "2 * q + 1"),
-    (r"k - block", "k - block + 1"),
-    (r"size_t\(4\) <<", "size_t(5) <<"),
+    (r"at / 4 \+ 2", "at / 4 + 1"),
+    (r"at % 4", "at % 2"),
     (
         r"kProducts = 7",
         "kProducts = 16",

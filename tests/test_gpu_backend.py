@@ -28,7 +28,7 @@ SHIM = Shim()
 INTEGERS = tuple(ORDERS)
 DOUBLES = tuple(f"{order}, doubles" for order in ORDERS)
 GPU = ("gpu", "gpu, doubles")
-# Residues packed in 4, 6 and 8 bytes, one source and several, more products than fit a sum; larger rings are for the transforms below.
+# Residues packed in 4, 7 and 8 bytes, one source and several, more products than fit a sum; larger rings are for the transforms below.
 SMALL = {
     "30_bits": INTEGERS + DOUBLES,
     "60_bits": INTEGERS,
@@ -40,6 +40,7 @@ LARGER = {
     "40_and_60_bits": ("shuffled", "shuffled, doubles"),
     "60_bits_triples": ("shuffled",),
     "24_bits_nine_products": ("shuffled", "shuffled, doubles"),
+    "32_and_48_bits": ("shuffled", "shuffled, doubles"),
 }
 
 

@@ -124,7 +124,7 @@ def test_sums_of_products_whose_rests_add_up(count: int) -> None:
             assert (sums == a * b * count % q).all()
 
 
-@pytest.mark.parametrize("bits", [26, 32, 48, 49])
+@pytest.mark.parametrize("bits", [32, 40, 48, 49])
 def test_products_with_keys_whose_rests_add_up(bits: int) -> None:
     """Up to 16 digits, and one more product for what moves along; every packing of a key."""
     p = parameters(1 << 15, 2**bits, 16, 1, 1)

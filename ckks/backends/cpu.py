@@ -1,6 +1,6 @@
 """The C++ backend, on a few threads. Agrees with `reference` bit for bit.
 
-Primes below 2^49 run on AVX-512 or AVX2 lanes where the CPU has them, as doubles or, with AVX-512 IFMA, as 52-bit integers; other
+Primes below 2^49 run on AVX-512 or AVX2 lanes where the CPU has them, as doubles or, with AVX-512 IFMA and VBMI, as 52-bit integers; other
 primes, and all elsewhere, as 64-bit integers.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ckks import modular
-from ckks.packed import BLOCK, packed_bytes, residue_bytes
+from ckks.packed import packed_bytes, residue_bytes
 from ckks.types import Residues
 
 WORD = 1 << 64
@@ -55,11 +55,10 @@ def row_table(rows: Sequence[int]) -> Any:
 
 
 def packed_layout(moduli: Sequence[int], length: int, wanted: Sequence[int]) -> Any:
-    """struct PackedRow of the wanted ones among rows that are packed one behind the other: uint32 [wanted][3]."""
+    """struct PackedRow of the wanted ones among rows that are packed one behind the other: uint32 [wanted][2]."""
     sizes = [packed_bytes((q,), length) for q in moduli]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    log_block = BLOCK.bit_length() - 1
-    return np.array([(starts[i], residue_bytes(moduli[i]), log_block) for i in wanted], dtype=np.uint32)
+    return np.array([(starts[i], residue_bytes(moduli[i])) for i in wanted], dtype=np.uint32)
 
 
 def twiddle_table(degree: int, moduli: Sequence[int], inverse: bool, doubles: bool) -> Residues:

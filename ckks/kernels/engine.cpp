@@ -27,7 +27,7 @@ const VectorKernels* find_kernels(const std::string& name) {
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
 #if defined(__x86_64__)
-    if (runs(avx512ifma_kernels(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512ifma")))
+    if (runs(avx512ifma_kernels(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("avx512vbmi")))
         names.push_back("avx512ifma");
     if (runs(avx512_kernels(), __builtin_cpu_supports("avx512f"))) names.push_back("avx512");
     if (runs(avx2_kernels(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) names.push_back("avx2");
@@ -127,7 +127,7 @@ void Engine::sums(const u64* digits, const std::vector<KeyUse>& products, const 
             made.push_back(key_operands(digit_rows(digits, products[i].level, row), products[i], moves[i].get(), row));
         for (std::size_t i = 0; i < made.size(); ++i) {  // after the last, the first of the next stretch
             made[i].next = &made[(i + 1) % made.size()];
-            made[i].ahead_by = i + 1 < made.size() ? 0 : kPlainStretch;
+            made[i].ahead_by = i + 1 < made.size() ? 0 : sum_stretch(products.size() + terms.size());
         }
         std::vector<SumTerm> pairs;
         for (const KeyOperands& product : made) pairs.push_back({.product = &product});

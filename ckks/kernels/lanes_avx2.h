@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "vector.h"
+#include "packed_lanes.h"
 
 namespace kernels {
 namespace {
@@ -43,36 +43,11 @@ struct Lanes {
         store_bits(p, _mm256_xor_pd(add(x, magic), magic));
     }
 
-    // Lane l of the result is p[l >> log_repeat], log_repeat >= 1.
-    static V load_repeated(const u64* p, unsigned log_repeat) {
-        if (log_repeat >= 2) return to_double(_mm256_castsi256_pd(_mm256_set1_epi64x(static_cast<long long>(*p))));
-        const __m256i two = _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        return to_double(_mm256_castsi256_pd(_mm256_permute4x64_epi64(two, 0x50)));
-    }
-
-    // Packed residues (Packing): the low 32 bits of four, bits 32..47 of four; or one value for 2^log_repeat positions, log_repeat >= 1.
-    using Low = __m128i;
-    struct High {
-        __m128i x;
-    };
-    static V to_double(Low low) { return to_double(_mm256_castsi256_pd(_mm256_cvtepu32_epi64(low))); }
-    static V to_double(Low low, High high) {
-        const __m256i top = _mm256_slli_epi64(_mm256_cvtepu16_epi64(high.x), 32);
-        return to_double(_mm256_castsi256_pd(_mm256_or_si256(_mm256_cvtepu32_epi64(low), top)));
-    }
-    static V load_narrow(const std::uint32_t* p) { return to_double(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-    static V load_split(const std::uint32_t* p, const std::uint16_t* q) {
-        return to_double(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), {_mm_loadl_epi64(reinterpret_cast<const __m128i*>(q))});
-    }
-    static Low repeat(const std::uint32_t* p, unsigned log_repeat) {
-        if (log_repeat >= 2) return _mm_set1_epi32(static_cast<int>(*p));
-        const __m128i two = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-        return _mm_unpacklo_epi32(two, two);
-    }
-    static High repeat(const std::uint16_t* p, unsigned log_repeat) {
-        if (log_repeat >= 2) return {_mm_set1_epi16(static_cast<short>(*p))};
-        const __m128i two = _mm_loadu_si32(p);
-        return {_mm_unpacklo_epi16(two, two)};
+    // Packed residues, each for 2^repeat positions: vector u of the step that starts with the one at x.
+    template <std::size_t bytes, unsigned repeat>
+    static V unpack(const Byte* x, std::size_t u) {
+        if constexpr (repeat == 0) return to_double(_mm256_castsi256_pd(packed_four<bytes>(x + 4 * bytes * u)));
+        if constexpr (repeat == 1) return to_double(_mm256_castsi256_pd(_mm256_permute4x64_epi64(_mm256_castsi128_si256(packed_two<bytes>(x, u)), 0x50)));
     }
 
     // Lane numbers of an automorphism, as pairs of 32-bit lanes.

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "vector.h"
+#include "packed_lanes.h"
 
 namespace kernels {
 namespace {
@@ -45,43 +45,17 @@ struct Lanes {
         _mm512_storeu_si512(p, _mm512_xor_si512(_mm512_castpd_si512(add(x, magic)), _mm512_castpd_si512(magic)));
     }
 
-    // Lane l of the result is p[l >> log_repeat], log_repeat >= 1.
-    static V load_repeated(const u64* p, unsigned log_repeat) {
-        if (log_repeat >= 3) return to_double(_mm512_castsi512_pd(_mm512_set1_epi64(static_cast<long long>(*p))));
-        if (log_repeat == 2) {
-            const __m512i two = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-            return to_double(_mm512_castsi512_pd(_mm512_permutexvar_epi64(_mm512_set_epi64(1, 1, 1, 1, 0, 0, 0, 0), two)));
+    // Packed residues, each for 2^repeat positions: vector u of the step that starts with the one at x.
+    template <std::size_t bytes, unsigned repeat>
+    static V unpack(const Byte* x, std::size_t u) {
+        if constexpr (repeat == 0) {
+            const __m256i low = packed_four<bytes>(x + 8 * bytes * u), high = packed_four<bytes>(x + 8 * bytes * u + 4 * bytes);
+            return to_double(_mm512_castsi512_pd(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+        } else {
+            const __m512i some = repeat == 1 ? _mm512_castsi256_si512(packed_four<bytes>(x + 4 * bytes * u)) : _mm512_castsi128_si512(packed_two<bytes>(x, u));
+            const __m512i half = _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), quarter = _mm512_set_epi64(1, 1, 1, 1, 0, 0, 0, 0);
+            return to_double(_mm512_castsi512_pd(_mm512_permutexvar_epi64(repeat == 1 ? half : quarter, some)));
         }
-        const __m512i four = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-        return to_double(_mm512_castsi512_pd(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), four)));
-    }
-
-    // Packed residues (Packing): the low 32 bits of eight, bits 32..47 of eight; or one value for 2^log_repeat positions, log_repeat >= 1.
-    using Low = __m256i;
-    using High = __m128i;
-    static V to_double(Low low) { return _mm512_cvtepu32_pd(low); }
-    static V to_double(Low low, High high) {
-        const __m512i top = _mm512_slli_epi64(_mm512_cvtepu16_epi64(high), 32);
-        return to_double(_mm512_castsi512_pd(_mm512_or_si512(_mm512_cvtepu32_epi64(low), top)));
-    }
-    static V load_narrow(const std::uint32_t* p) { return to_double(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-    static V load_split(const std::uint32_t* p, const std::uint16_t* q) {
-        return to_double(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
-    }
-    static Low repeat(const std::uint32_t* p, unsigned log_repeat) {
-        if (log_repeat >= 3) return _mm256_set1_epi32(static_cast<int>(*p));
-        if (log_repeat == 2) {
-            const __m128i two = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-            return _mm256_set_m128i(_mm_shuffle_epi32(two, 0x55), _mm_shuffle_epi32(two, 0x00));
-        }
-        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        return _mm256_set_m128i(_mm_unpackhi_epi32(four, four), _mm_unpacklo_epi32(four, four));
-    }
-    static High repeat(const std::uint16_t* p, unsigned log_repeat) {
-        if (log_repeat >= 3) return _mm_set1_epi16(static_cast<short>(*p));
-        const __m128i some = log_repeat == 2 ? _mm_loadu_si32(p) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-        const __m128i twice = _mm_unpacklo_epi16(some, some);
-        return log_repeat == 2 ? _mm_unpacklo_epi32(twice, twice) : twice;
     }
 
     using Pattern = __m512i;

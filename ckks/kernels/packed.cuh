@@ -3,18 +3,16 @@
 
 #include "doubles.cuh"
 
-// A row within a polynomial: the byte where it begins, bytes of a residue (4, 6 or 8), and for 6 how many lower words stand together
-// before their upper halves.
+// A row within a polynomial: the byte where it begins, a multiple of 64, and bytes of a residue (4 to 8).
 struct PackedRow {
-    unsigned start, width, log_block;
+    unsigned start, width;
 };
 
+// Residue k, from the aligned words that hold it; none beyond its last byte is read.
 __device__ __forceinline__ word packed_value(const unsigned char* polynomial, PackedRow row, unsigned k) {
-    const unsigned char* from = polynomial + row.start;
-    if (row.width == 8) return reinterpret_cast<const word*>(from)[k];
-    if (row.width == 4) return reinterpret_cast<const unsigned*>(from)[k];
-    const unsigned block = k >> row.log_block << row.log_block, at = k - block;
-    const unsigned char* lower = from + 6 * static_cast<size_t>(block);
-    const word upper = reinterpret_cast<const unsigned short*>(lower + (size_t(4) << row.log_block))[at];
-    return upper << 32 | reinterpret_cast<const unsigned*>(lower)[at];
+    const unsigned at = row.width * k, last = at + row.width - 1, shift = 8 * (at % 4);
+    const unsigned* from = reinterpret_cast<const unsigned*>(polynomial + row.start);
+    const unsigned low = from[at / 4], middle = from[min(at / 4 + 1, last / 4)], high = from[min(at / 4 + 2, last / 4)];
+    const word value = static_cast<word>(__funnelshift_r(middle, high, shift)) << 32 | __funnelshift_r(low, middle, shift);
+    return value & ~word(0) >> (64 - 8 * row.width);
 }

@@ -28,6 +28,14 @@ struct SumTerm {
     const KeyOperands* product = nullptr;
 };
 
+// Positions that sums over `terms` terms take at a time. Longer stretches are read from memory faster, but those of all terms, pairs of eight bytes a position, have
+// to stay in a second-level cache: 640 KiB at most, of 1 MiB or more that servers have.
+constexpr std::size_t sum_stretch(std::size_t terms) {
+    std::size_t stretch = kPlainStretch;
+    while (stretch > 256 && 16 * stretch * terms > 640 << 10) stretch /= 2;
+    return stretch;
+}
+
 // One sum of products over (term, plaintext): both are named by their numbers; plaintexts are packed rows `stride` bytes apart.
 struct PlainOperands {
     std::span<const std::pair<std::size_t, std::size_t>> products;

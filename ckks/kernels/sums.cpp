@@ -11,19 +11,19 @@ constexpr std::size_t kBlock = Accumulator::kBlock;
 constexpr std::size_t kAhead = 128;  // positions: keys come from memory, too many streams for a CPU to follow
 
 // Positions at..at+size-1 of a packed row, or those they stand for.
-void unpack(Packing packing, const Byte* row, unsigned log_repeat, std::size_t at, std::size_t size, u64* out) {
-    for (std::size_t k = 0; k < size; ++k) out[k] = packed_residue(packing, row, (at + k) >> log_repeat);
+void unpack(std::size_t width, const Byte* row, unsigned log_repeat, std::size_t at, std::size_t size, u64* out) {
+    for (std::size_t k = 0; k < size; ++k) out[k] = packed_residue(width, row, (at + k) >> log_repeat);
 }
 
 }  // namespace
 
 void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t start, std::size_t n) const {
-    const Packing packing = packing_of(modulus_.q);
+    const std::size_t width = packed_width(modulus_.q);
     if (vector_) {
         const VectorPermutation view = s.permutation ? s.permutation->view() : VectorPermutation{};
         const KeyOperands& next = s.next ? *s.next : s;
         return kernels_->key_sum(vector_->prime(),
-                                 {s.terms.data(), s.terms.size(), packing, s.permutation ? &view : nullptr, s.moved_first, s.moved_second,
+                                 {s.terms.data(), s.terms.size(), width, s.permutation ? &view : nullptr, s.moved_first, s.moved_second,
                                   static_cast<double>(s.factor), first, second, next.terms.data(), s.next ? s.ahead_by : kAhead},
                                  start, n);
     }
@@ -38,7 +38,7 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
             read(t.digit);
             const Byte* const rows[2] = {t.first, t.second};
             for (std::size_t p = 0; p < 2; ++p) {
-                unpack(packing, rows[p], 0, at, size, factors);
+                unpack(width, rows[p], 0, at, size, factors);
                 sums[p].add_products(line, factors);
             }
         }
@@ -58,9 +58,9 @@ void Row::key_sum(const KeyOperands& s, u64* first, u64* second, std::size_t sta
 // doubles already), and then read by every sum. Products with keys never leave the caches.
 void Row::plain_sums(std::span<const SumTerm> terms, std::span<const PlainOperands> sums, unsigned log_repeat, std::size_t start,
                      std::size_t n) const {
-    const Packing packing = packing_of(modulus_.q);
+    const std::size_t width = packed_width(modulus_.q);
     if (vector_) {
-        constexpr std::size_t stretch = kPlainStretch, apart = stretch + kVectorBlock / 8;  // 2 KiB and a line: a few dozen terms fit the second-level cache
+        const std::size_t stretch = sum_stretch(terms.size()), apart = stretch + kVectorBlock / 8;  // and a line, so as not to lie a power of two apart
         const Buffer<u64> staged = make_buffer<u64>(2 * apart * terms.size());
         const auto of_term = [&](std::size_t i, std::size_t half) { return staged.get() + (2 * i + half) * apart; };
         std::vector<PlainTerm> products;
@@ -84,7 +84,7 @@ void Row::plain_sums(std::span<const SumTerm> terms, std::span<const PlainOperan
             }
             const PlainTerm* first = products.data();
             for (const PlainOperands& sum : sums) {
-                kernels_->plain_sum(vector_->prime(), {first, sum.products.size(), packing, log_repeat, at, sum.out_first, sum.out_second}, stretch);
+                kernels_->plain_sum(vector_->prime(), {first, sum.products.size(), width, log_repeat, at, sum.out_first, sum.out_second}, stretch);
                 first += sum.products.size();
             }
         }
@@ -107,7 +107,7 @@ void Row::plain_sums(std::span<const SumTerm> terms, std::span<const PlainOperan
         for (const PlainOperands& sum : sums) {
             Accumulator totals[2] = {{modulus_, size}, {modulus_, size}};
             for (const auto& [term, plain] : sum.products) {
-                unpack(packing, sum.plains + plain * sum.stride, log_repeat, at, size, line);
+                unpack(width, sum.plains + plain * sum.stride, log_repeat, at, size, line);
                 totals[0].add_products(line, pairs[term].first);
                 totals[1].add_products(line, pairs[term].second);
             }

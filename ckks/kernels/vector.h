@@ -64,12 +64,9 @@ struct VectorPermutation {
     const std::uint32_t* patterns;  // [w][w] lane numbers
 };
 
-// What is kept for long, evaluation keys and encoded weights, lies in memory in the bytes that its primes need (the values here, a residue):
-// as uint32 (primes below 2^32), as blocks of 64 uint32 followed by 64 uint16 with bits 32..47 (below 2^48), or as uint64. Rows start on a
-// cache line: see packed.h.
-enum class Packing { narrow = 4, split = 6, wide = 8 };
+// What is kept for long, evaluation keys and encoded weights, lies in memory packed: one residue behind the other, little-endian, each in the bytes
+// that its prime needs (`width`, 4 to 7 below kVectorPrimeLimit). Rows are whole blocks of kVectorBlock residues and start on a cache line: packed.h.
 using Byte = unsigned char;
-constexpr std::size_t kSplitBlock = 6 * kVectorBlock;  // bytes
 
 // Whole rows: a digit, and the pair of a key that it meets.
 struct KeyTerm {
@@ -83,7 +80,7 @@ struct KeyTerm {
 struct KeySum {
     const KeyTerm* terms;
     std::size_t count;
-    Packing packing;
+    std::size_t width;  // of the keys' residues
     const VectorPermutation* permutation;
     const u64 *moved_first, *moved_second;
     double factor;
@@ -93,7 +90,7 @@ struct KeySum {
 };
 
 // Longest stretch of a PlainSum, and how many plaintexts it reads at a time.
-constexpr std::size_t kPlainStretch = 256, kPlainTogether = 4;
+constexpr std::size_t kPlainStretch = 1024, kPlainTogether = 4;
 
 // A whole row of a plaintext and a stretch of a pair of polynomials, as integers or (VectorKernels::stage) as doubles: whatever the kernels compute with.
 struct PlainTerm {
@@ -106,7 +103,7 @@ struct PlainTerm {
 struct PlainSum {
     const PlainTerm* terms;  // and kPlainTogether more: plaintexts that come next, whose lines are asked for ahead
     std::size_t count;
-    Packing packing;
+    std::size_t width;  // of the plaintexts' residues
     unsigned log_repeat;
     std::size_t start;
     u64 *out_first, *out_second;

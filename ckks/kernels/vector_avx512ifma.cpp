@@ -1,6 +1,6 @@
 #include "vector.h"
 
-#if defined(__AVX512IFMA__)
+#if defined(__AVX512IFMA__) && defined(__AVX512VBMI__)
 #include "ifma_products.h"
 
 namespace kernels {

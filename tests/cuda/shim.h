@@ -33,6 +33,10 @@ static inline unsigned __brev(unsigned x) {
     x = (x >> 2 & 0x33333333u) | (x & 0x33333333u) << 2;
     return (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;
 }
+// The lower word of high:low shifted right by shift modulo 32.
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return static_cast<unsigned>((static_cast<unsigned long long>(high) << 32 | low) >> (shift & 31));
+}
 // Built with -ffp-contract=off: every operation is rounded by itself, and a fused one once.
 static inline double __dadd_rn(double a, double b) { return a + b; }
 static inline double __dsub_rn(double a, double b) { return a - b; }
