@@ -24,6 +24,18 @@ struct ReducedToIntegers {
     void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.reduce(v))); }
 };
 
+// From a forward transform of primes for which `exact` holds: the quotient is right, and what is left is in [0, q).
+struct ExactToIntegers {
+    const V minus, mask, reciprocal, shift;
+    u64* out;
+    ExactToIntegers(const VectorPrime& p, u64* to)
+        : minus(Field(p).minus), mask(Field(p).mask), reciprocal(all(p.whole_reciprocal)), shift(all(p.whole_reciprocal_shift)), out(to) {}
+    void operator()(std::size_t k, V v) const {
+        const V quotient = _mm512_srlv_epi64(add_high(_mm512_setzero_si512(), v, reciprocal), shift);
+        store(out + k, _mm512_and_si512(add_low(v, quotient, minus), mask));
+    }
+};
+
 struct ToDoubles {
     const Field f;
     double* y;
@@ -47,6 +59,7 @@ struct ToQuotient {
 };
 
 void forward(const VectorPrime& p, const u64* x, u64* out) {
+    if (exact(p)) return transform(p, FromIntegers{x}, out, ExactToIntegers(p, out));
     transform(p, FromIntegers{x}, out, ReducedToIntegers{Field(p), out});
 }
 
@@ -59,6 +72,7 @@ void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* 
 }
 
 void convert_forward(const VectorPrime& p, const VectorConversion& c, const double* y, std::size_t stride, u64* out) {
+    if (exact(p)) return transform_conversion<ExactToIntegers>(p, c, y, stride, out, {p, out});
     transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
 }
 
