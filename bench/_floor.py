@@ -79,7 +79,7 @@ class Floor:
 
     @property
     def reduced(self) -> float:
-        """By what factor the floor grows with the one reduction to [0, q) that every result needs: on integers two multiply-adds a value."""
+        """The floor with the one reduction to [0, q) that every result needs over that without: on integers two multiply-adds a value."""
         stages = self.degree.bit_length() - 1
         return 1 + 2 / (stages / 2 * WHOLE_MULTIPLICATIONS) if self.whole else 1.0
 

@@ -104,7 +104,8 @@ def excess(q: int) -> int:
     return (power // q + 1) * q - power
 
 
-# Quotients of the last reduction on 52-bit integers are right for all primes below 2^44.9 and most below 2^45.9; for all below 2^47.5 and half below 2^48.
+# Quotients of the last reduction on 52-bit integers are right for all primes below 2^44.9 and most below 2^45.9; for all from there to
+# 2^47.5 and half below 2^48.
 @pytest.mark.parametrize(
     "limit", [2**30, 2**44, 2**45, int(2**45.5), 2**52 // 70, 2**47, int(2**47.6), 2**48, 2**49]
 )
