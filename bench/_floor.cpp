@@ -1,6 +1,5 @@
 // How fast this machine can do the floating-point work of a butterfly with nothing else in the way: no loads, no stores, and
 // enough independent chains to hide every latency. Compiled at run time for the machine it runs on.
-#include <chrono>
 #include <cstddef>
 #if defined(__AVX512IFMA__)
 #include <immintrin.h>
@@ -27,38 +26,32 @@ double sum(Vector v) {
 
 }  // namespace
 
-// Nanoseconds per pair of one FMA and one addition, per lane; best of `repeats`. `values` are 16 zeros, which the
-// compiler must not know, and take the results so that it cannot drop the work.
-extern "C" double pair_ns(int repeats, double* values) {
-    double best = 1e30;
-    for (int r = 0; r < repeats; r++) {
+// `repeats` times some 50 microseconds of pairs of one FMA and one addition; how many pairs that was, over all lanes. `values` are 16 zeros, which the compiler must not know, and take
+// the results so that it cannot drop the work.
+extern "C" double pairs(long repeats, double* values) {
+    for (long r = 0; r < repeats; r++) {
         Vector m[chains], s[chains];
         for (std::size_t i = 0; i < chains; i++) m[i] = Vector{} + values[i], s[i] = Vector{} + values[chains + i];
-        const auto start = std::chrono::steady_clock::now();
         for (std::size_t k = 0; k < rounds; k++) {
             for (std::size_t i = 0; i < chains; i++) {
                 m[i] = m[i] * m[i] + m[i];  // contracted to one FMA
                 s[i] = s[i] + s[i];
             }
         }
-        const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
         for (std::size_t i = 0; i < chains; i++) values[i] = sum(m[i]), values[chains + i] = sum(s[i]);
-        best = best < took.count() ? best : took.count();
     }
-    return best / static_cast<double>(rounds * chains * lanes);
+    return static_cast<double>(repeats) * rounds * chains * lanes;
 }
 
-// Nanoseconds per butterfly on 52-bit integers, per lane: three multiply-adds and two additions; 0 where the CPU has none.
-extern "C" double whole_butterfly_ns(int repeats, double* values) {
+// The same of butterflies on 52-bit integers: three multiply-adds and two additions; 0 where the CPU has none.
+extern "C" double whole_butterflies(long repeats, double* values) {
 #if defined(__AVX512IFMA__)
     constexpr std::size_t butterflies = 4;
-    double best = 1e30;
-    for (int r = 0; r < repeats; r++) {
+    for (long r = 0; r < repeats; r++) {
         const __m512i factor = _mm512_set1_epi64(static_cast<long long>(values[0]));
         __m512i m[3 * butterflies], s[2 * butterflies];
         for (__m512i& x : m) x = factor;
         for (__m512i& x : s) x = factor;
-        const auto start = std::chrono::steady_clock::now();
         for (std::size_t k = 0; k < rounds; k++) {
             for (std::size_t i = 0; i < butterflies; i++) {
                 m[3 * i] = _mm512_madd52hi_epu64(m[3 * i], factor, factor);
@@ -70,10 +63,8 @@ extern "C" double whole_butterfly_ns(int repeats, double* values) {
             for (__m512i& x : m) asm volatile("" : "+v"(x));  // every one is to be computed
             for (__m512i& x : s) asm volatile("" : "+v"(x));
         }
-        const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
-        best = best < took.count() ? best : took.count();
     }
-    return best / static_cast<double>(rounds * butterflies * 8);
+    return static_cast<double>(repeats) * rounds * butterflies * 8;
 #else
     (void)repeats, (void)values;
     return 0;

@@ -6,9 +6,10 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ MULTIPLICATIONS, ADDITIONS = 4, 4
 WHOLE_MULTIPLICATIONS, WHOLE_ADDITIONS = 3, 2
 FORMULA = (
     "N/2 * log2(N) butterflies of {} multiplications or multiply-adds and {} additions, one lane each, "
-    "at the measured peak of that mix"
+    "at the measured rate of that mix"
 )
 
 
@@ -31,7 +32,7 @@ class Floor:
 
     degree: int
     whole: bool
-    measure: Any
+    loop: Any
 
     @staticmethod
     def build(degree: int, whole: bool) -> Floor | None:
@@ -45,9 +46,9 @@ class Floor:
             options = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
             subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
             functions = ctypes.CDLL(str(library))
-        measure = functions.whole_butterfly_ns if whole else functions.pair_ns
-        measure.restype, measure.argtypes = ctypes.c_double, [ctypes.c_int, ctypes.POINTER(ctypes.c_double)]
-        return Floor(degree, whole, measure)
+        loop = functions.whole_butterflies if whole else functions.pairs
+        loop.restype, loop.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.POINTER(ctypes.c_double)]
+        return Floor(degree, whole, loop)
 
     @property
     def formula(self) -> str:
@@ -56,22 +57,37 @@ class Floor:
         return FORMULA.format(MULTIPLICATIONS, ADDITIONS)
 
     def butterfly_ns(self, repeats: int) -> float:
-        """One butterfly on one lane, from the best of `repeats` measurements."""
-        ns = float(self.measure(repeats, (ctypes.c_double * 16)()))
-        return ns if self.whole else ns * MULTIPLICATIONS
+        """One butterfly on one lane, the best of `repeats` measurements of some 50 microseconds: what the machine can do."""
+        return 1e9 * min(self._butterfly_s(1, perf_counter) for _ in range(repeats))
 
     def peak_gops(self) -> float:
-        """The rate of that mix, a multiply-add counted as two."""
+        """The best rate of that mix, a multiply-add counted as two."""
         operations = (
             2 * WHOLE_MULTIPLICATIONS + WHOLE_ADDITIONS if self.whole else 2 * MULTIPLICATIONS + ADDITIONS
         )
         return operations / self.butterfly_ns(2000)
 
-    def seconds(self, least_s: float) -> float:
-        """The floor, from the best of as many measurements as fill about `least_s` seconds."""
-        repeats = max(1, int(least_s / 50e-6))  # one takes some 40 to 100 microseconds
-        butterflies = self.degree // 2 * (self.degree.bit_length() - 1)
-        return butterflies * self.butterfly_ns(repeats) * 1e-9
+    def seconds(self, least_s: float, clock: Callable[[], float] = process_time) -> float:
+        """The floor, the mean over some `least_s` seconds (twice that at most) by a clock, as `_common.repeat` times a transform."""
+        repeats = 1
+        while True:
+            start = clock()
+            butterfly_s = self._butterfly_s(repeats, clock)
+            if clock() - start >= least_s:
+                return self.degree // 2 * (self.degree.bit_length() - 1) * butterfly_s
+            repeats *= 2
+
+    @property
+    def reduced(self) -> float:
+        """The floor with the one reduction to [0, q) that every result needs over that without: on integers two multiply-adds a value."""
+        stages = self.degree.bit_length() - 1
+        return 1 + 2 / (stages / 2 * WHOLE_MULTIPLICATIONS) if self.whole else 1.0
+
+    def _butterfly_s(self, repeats: int, clock: Callable[[], float]) -> float:
+        values = (ctypes.c_double * 16)()
+        start = clock()
+        count = float(self.loop(repeats, values)) / (1 if self.whole else MULTIPLICATIONS)
+        return (clock() - start) / count
 
 
 def read_gbytes_per_s() -> float:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "instructions.json"
 FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-pthread"]
 LANES = {"vector_avx2": ["-mavx2", "-mfma"]}
+BINDINGS = ("module", "arrays")
 SETS = ("avx2", "portable")
 ALLOWED = 1.03
 
@@ -36,7 +37,7 @@ def parameters() -> Parameters:
 def build(folder: Path) -> Path:
     sources = sorted((ROOT / "ckks" / "kernels").glob("*.cpp"))
     objects = []
-    for source in [s for s in sources if s.name != "module.cpp"] + [ROOT / "bench" / "_instructions.cpp"]:
+    for source in [s for s in sources if s.stem not in BINDINGS] + [ROOT / "bench" / "_instructions.cpp"]:
         objects.append(str(folder / f"{source.stem}.o"))
         subprocess.run(
             [compiler(), *FLAGS, *LANES.get(source.stem, []), "-c", str(source), "-o", objects[-1]],

@@ -75,6 +75,44 @@ def test_read_only_and_strided_inputs() -> None:
     everywhere("40_bits", "add", x[:, :2], x[:, 2:], (0, 1))
 
 
+def test_transforms_take_every_kind_of_array_of_whole_polynomials(tmp_path: Path) -> None:
+    cpu = backend("40_bits", "cpu")
+    rows = (0, 1)
+    x = residues(cpu.parameters, rows, 3)
+    np.save(tmp_path / "x.npy", x)
+    kinds: list[Residues] = [
+        x.astype("Q"),
+        x.astype("L"),
+        x[None],
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        x[::-1][::-1],
+    ]
+    unaligned = np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.uint64).reshape(x.shape)
+    for function in (cpu.forward, cpu.inverse):
+        expected = function(x, rows)
+        for kind in (*kinds, np.asfortranarray(x), unaligned):
+            assert_same(function(kind, rows).reshape(x.shape), expected)
+        assert_same(function(x, [0, np.int64(1)]), expected)  # type: ignore[arg-type]
+        with pytest.raises(EvaluationError):
+            function(x.ravel(), rows)
+        with pytest.raises(EvaluationError):
+            function(x.reshape(1, 6, -1), rows)
+
+
+def test_results_own_their_memory() -> None:
+    cpu = backend("40_bits", "cpu")
+    x = residues(cpu.parameters, (0,))
+    first = cpu.forward(x, (0,))
+    kept = first.copy()
+    others = [cpu.forward(x, (0,)) for _ in range(3)]
+    assert len({a.ctypes.data for a in (first, *others)}) == 4 and first.flags.writeable
+    view = first[:, 1:]
+    del first, others
+    for _ in range(3):
+        cpu.inverse(x, (0,))
+    assert_same(view, kept[:, 1:])
+
+
 def test_a_forked_process_starts_threads_of_its_own() -> None:
     cpu = backend("30_bits_quadruples", "cpu", 2)
     p = cpu.parameters

@@ -98,6 +98,35 @@ def test_transforms_of_walsh_patterns(degree: int, limit: int) -> None:
     on_all(p, "inverse", x, (0,))
 
 
+def excess(q: int) -> int:
+    """By how much q times its reciprocal, rounded up to 52 bits, exceeds a power of two: what makes quotients too large."""
+    power = 1 << (51 + q.bit_length())
+    return (power // q + 1) * q - power
+
+
+# Quotients of the last reduction on 52-bit integers are right for all primes below 2^44.9 and most below 2^45.9; for all from there to
+# 2^47.5 and half below 2^48.
+@pytest.mark.parametrize(
+    "limit", [2**30, 2**44, 2**45, int(2**45.5), 2**52 // 70, 2**47, int(2**47.6), 2**48, 2**49]
+)
+@pytest.mark.parametrize("degree", [1 << 12, 1 << 16])
+def test_one_less_than_multiples_of_the_prime_is_reduced(degree: int, limit: int) -> None:
+    candidates = below(degree, limit, 60)
+    q = max(candidates, key=lambda q: excess(q) / q)
+    p = Parameters(degree, (q,), (next(other for other in candidates if other != q),), 1)
+    bits, psi = degree.bit_length() - 1, smallest_root(degree, q)
+    # Kept rows grow most on the way to the first position (every product q - 1) and to the last (no product but one).
+    x = np.zeros((3, 1, degree), np.uint64)
+    x[0, 0, 0] = bits - 1
+    for s in range(bits):
+        x[0, 0, degree >> (s + 1)] = pow(psi, -int(f"{1 << s:0{bits}b}"[::-1], 2), q) * (q - 1) % q
+    x[1, 0, 0] = q - 1
+    values = on_all(p, "forward", x, (0,))
+    assert values[0, 0, 0] == q - 1 and (values[1] == q - 1).all() and not values[2].any()
+    ends = np.random.default_rng(9).choice(np.array([0, 1, q - 2, q - 1], np.uint64), (4, 1, degree))
+    np.testing.assert_array_equal(on_all(p, "forward", on_all(p, "inverse", ends, (0,)), (0,)), ends)
+
+
 def hard_factors(q: int) -> tuple[int, int]:
     """x, y in the upper half of [0, q) whose product lies just below an odd multiple of 2^49: adding it in doubles on the grid 2^50 that
     49-bit primes use leaves the largest rest, always of one sign."""

@@ -67,10 +67,18 @@ class CpuBackend:
         return run(inputs)
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
-        return self._engine.forward(self._polynomials(x, rows), rows)
+        try:
+            return self._engine.forward(
+                x, rows
+            )  # takes what _polynomials would leave as it is, in a tenth of its time
+        except (TypeError, ValueError):  # to be copied, or refused in our own words
+            return self._engine.forward(self._polynomials(x, rows), rows)
 
     def inverse(self, x: Residues, rows: Rows) -> Residues:
-        return self._engine.inverse(self._polynomials(x, rows), rows)
+        try:
+            return self._engine.inverse(x, rows)
+        except (TypeError, ValueError):
+            return self._engine.inverse(self._polynomials(x, rows), rows)
 
     def add(self, a: Residues, b: Residues, rows: Rows) -> Residues:
         a, b = self._operands(a, b, rows)

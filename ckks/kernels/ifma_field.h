@@ -22,18 +22,18 @@ V add_high(V sum, V a, V b) { return _mm512_madd52hi_epu64(sum, a, b); }
 
 // p[0], p[1] in turn.
 V load_two(const u64* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-// p[0], p[1] in turn in the lower half, p[2], p[3] in the upper.
-V load_four(const u64* p) {
-    const auto half = [](const u64* from) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); };
-    return _mm512_inserti64x4(_mm512_castsi256_si512(half(p)), half(p + 2), 1);
-}
-
 // Factors w < q, each with floor(w * 2^52 / q).
 struct Factors {
     V value, quotient;
     explicit Factors(const WholeFactor& f) : value(all(f.value)), quotient(all(f.quotient)) {}
     explicit Factors(V v, V q) : value(v), quotient(q) {}
 };
+
+// Of four values, then their quotients: 0 and 1 in turn in the lower half, 2 and 3 in the upper.
+Factors load_four(const u64* p) {
+    const V both = load(p);
+    return Factors(_mm512_shuffle_i64x2(both, both, 0x50), _mm512_shuffle_i64x2(both, both, 0xFA));
+}
 
 // q < 2^49. "x in B" means 0 <= x < B*q <= 2^52. Only the low 52 bits of a lane count: multiplications read no others, and no sum carries
 // downwards. What lies above is left as it falls until `clean`.

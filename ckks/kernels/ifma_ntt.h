@@ -11,7 +11,7 @@
 namespace kernels {
 namespace {
 
-constexpr unsigned kLogCached = 11;  // a block of 16 KiB: its passes run one after the other
+constexpr unsigned kLogCached = 12;  // a block of 32 KiB: its passes run one after the other
 constexpr unsigned kLogLast = 6;  // stages in registers
 constexpr std::size_t kLastPoints = std::size_t(1) << kLogLast;
 
@@ -60,8 +60,8 @@ private:
             const std::size_t k = start + (down ? distance - W - step : step);
             V x[kRows<S>];
             for (std::size_t i = 0; i < kRows<S>; ++i) x[i] = load(k + i * distance);
-            forward_stages<S, R, kFirst>(f, x, factors.w);
-            for (std::size_t i = 0; i < kRows<S>; ++i) kernels::store(a + k + i * distance, kFirst ? turn(x[i]) : x[i]);
+            const auto put = [&](std::size_t i) { kernels::store(a + k + i * distance, kFirst ? turn(x[i]) : x[i]); };
+            forward_stages_to<S, R, kFirst>(f, x, factors.w, put);
         }
     }
 
@@ -81,12 +81,12 @@ private:
     [[gnu::noinline]] void last(std::size_t start, std::size_t index, std::size_t count) const {
         const Field f(p_);
         const Store store = store_;
-        const u64 *const a = a_, *tail = p_.whole_tail + start / 16 * kTail;
+        const u64 *const a = a_, *tail = p_.whole_tail + start / kLastPoints * kTail;
         const WholeFactor* const roots = p_.whole_roots;
         V x[8], next[8];
         for (std::size_t i = 0; i < 8; ++i) x[i] = load(a + start + i * W);
         forward_stages<3, R, false>(f, x, StageFactors(roots, index).w);
-        for (std::size_t left = count; left > 1; --left, start += kLastPoints, tail += 4 * kTail) {
+        for (std::size_t left = count; left > 1; --left, start += kLastPoints, tail += kTail) {
             const StageFactors factors(roots, ++index);
             exchange_lowest(x);
             for (std::size_t i = 0; i < 8; ++i) next[i] = load(a + start + kLastPoints + i * W);
@@ -213,7 +213,7 @@ private:
         const Field f(p_);
         const V offset = this->offset(f);
         std::size_t block = opposite(index, kLogLast);
-        const u64 *const from = x_, *tail = p_.whole_tail + (block - (std::size_t(1) << (p_.log_degree - kLogLast))) * 4 * kTail;
+        const u64 *const from = x_, *tail = p_.whole_tail + (block - (std::size_t(1) << (p_.log_degree - kLogLast))) * kTail;
         const WholeFactor* const roots = p_.whole_roots;
         u64* const a = a_;
         V x[8], next[8];
@@ -223,7 +223,7 @@ private:
         begin_stage<0>(f, offset, x, tail);
         for (std::size_t left = count; left > 1; --left, start += kLastPoints) {
             const StageFactors factors(roots, block--);
-            tail -= 4 * kTail;
+            tail -= kTail;
             for (std::size_t i = 0; i < 8; ++i) next[7 - i] = reverse(load(from + start + kLastPoints + i * W));
             begin_stage<2>(f, offset, next, tail);
             inverse_first_of_three<kSecond>(f, offset, x, factors.w);

@@ -28,6 +28,16 @@ Room room(u64 q) {
 // Results are below this multiple of q.
 constexpr u64 bound_of(Room r) { return r == Room::roomy ? 68 : r == Room::usual ? 14 : 2; }
 
+// Whether floor(x * reciprocal / 2^(52 + shift)) = floor(x / q) for all x below bound_of(R) * q. The reciprocal times q exceeds 2^(52 + shift) by `excess`, so
+// what is rounded down exceeds x / q by x * excess / (q * 2^(52 + shift)); x / q is at least 1/q below the next integer. It holds for all
+// primes below 2^44.9, and below 2^47.5 from where they are `usual`; above, for those that divide with a small excess.
+bool exact(const VectorPrime& p) {
+    using u128 = unsigned __int128;
+    const u64 q = static_cast<u64>(p.q);
+    const u128 power = u128(1) << (52 + p.whole_reciprocal_shift), excess = u128(p.whole_reciprocal) * q - power;
+    return bound_of(room(q)) * q * excess <= power;
+}
+
 // x + r is made on top of x, then x - r = 2x - (x + r): one operation less than by way of r. 2x is made by a shift: this and the multiplications have
 // execution units of their own, on Zen 4, where an addition may be given one of either.
 template <Room R>
@@ -61,6 +71,22 @@ template <unsigned S, Room R, bool kFirst>
     forward_stage<S, 0, R>(f, x, w);
     forward_stage<S, 1, R>(f, x, w);
     if constexpr (S == 3) forward_stage<S, 2, R>(f, x, w);
+}
+
+// The same for values on their way to memory: put(i) as soon as x[i] is made. A result that waits for its turn to be stored is read from the register
+// file, by a port that multiply-adds need: on Zen 4 it then costs 1.4 cycles, and nothing where it is stored at once.
+template <unsigned S, Room R, bool kFirst, class Put>
+[[gnu::always_inline]] inline void forward_stages_to(const Field& f, V* x, const Factors* w, const Put& put) {
+    enter<S, R, kFirst>(f, x);
+    forward_stage<S, 0, R>(f, x, w);
+    for (std::size_t half = 0; half < kRows<S>; half += kRows<S> / 2) {
+        if constexpr (S == 3)
+            for (std::size_t i = half; i < half + 2; ++i) butterfly<R>(f, x[i], x[i + 2], w[1 + half / 4]);
+        for (std::size_t i = half; i < half + kRows<S> / 2; i += 2) {
+            butterfly<R>(f, x[i], x[i + 1], w[kRows<S> / 2 - 1 + i / 2]);
+            put(i), put(i + 1);
+        }
+    }
 }
 
 // The inverse, on rows in reverse order (class Inverse in ifma_ntt.h): of two rows the second becomes the sum, the first minus the second is multiplied,
@@ -148,24 +174,25 @@ V reverse(V x) { return _mm512_permutexvar_epi64(_mm512_set_epi64(0, 1, 2, 3, 4,
     }
 }
 
-// VectorTables::fill_whole lays them out: for every sixteen points 2, 4 and 8 factors, the quotients after the values.
-constexpr std::size_t kTail = 28;
+// The factors of 64 points, from a cache line on, as VectorTables::fill_whole lays them out: for every sixteen points 2 values and their quotients; then
+// 4 and 4; then 8 and 8.
+constexpr std::size_t kTail = 4 * 28;
 
 template <unsigned T>
-[[gnu::always_inline]] inline Factors tail_factors(const u64* p) {
-    if constexpr (T == 0) return Factors(load_two(p), load_two(p + 2));
-    if constexpr (T == 1) return Factors(load_four(p + 4), load_four(p + 8));
-    if constexpr (T == 2) return Factors(load(p + 12), load(p + 20));
+[[gnu::always_inline]] inline Factors tail_factors(const u64* p, std::size_t sixteen) {
+    if constexpr (T == 0) return Factors(load_two(p + 4 * sixteen), load_two(p + 4 * sixteen + 2));
+    if constexpr (T == 1) return load_four(p + 16 + 8 * sixteen);
+    if constexpr (T == 2) return Factors(load(p + 48 + 16 * sixteen), load(p + 56 + 16 * sixteen));
 }
 
 template <unsigned T, Room R>
 [[gnu::always_inline]] inline void forward_tail(const Field& f, V* x, const u64* tail) {
-    for (std::size_t i = 0; i < 4; ++i) butterfly<R>(f, x[2 * i], x[2 * i + 1], tail_factors<T>(tail + i * kTail));
+    for (std::size_t i = 0; i < 4; ++i) butterfly<R>(f, x[2 * i], x[2 * i + 1], tail_factors<T>(tail, i));
 }
 
 template <unsigned T>
 [[gnu::always_inline]] inline void inverse_tail(const Field& f, V offset, V* x, const u64* tail) {
-    for (std::size_t i = 0; i < 4; ++i) inverse_butterfly(f, offset, x[2 * i], x[2 * i + 1], tail_factors<T>(tail + i * kTail));
+    for (std::size_t i = 0; i < 4; ++i) inverse_butterfly(f, offset, x[2 * i], x[2 * i + 1], tail_factors<T>(tail, i));
 }
 
 // The factors of three stages, 1 + 2 + 4 of them, of block b.

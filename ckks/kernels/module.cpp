@@ -11,6 +11,7 @@
 #include <bit>
 #include <stdexcept>
 
+#include "arrays.h"
 #include "engine.h"
 
 namespace nb = nanobind;
@@ -24,20 +25,6 @@ namespace {
 using In = nb::ndarray<const u64, nb::c_contig, nb::device::cpu>;  // read-only arrays included
 using InPacked = nb::ndarray<const kernels::Byte, nb::c_contig, nb::device::cpu>;  // keys and plaintexts, often memory-mapped
 using Out = nb::ndarray<u64, nb::c_contig, nb::device::cpu>;
-
-using Result = nb::ndarray<nb::numpy, u64>;
-
-// An uninitialised array whose memory is kept for the next one.
-Result empty(const std::vector<std::size_t>& shape) {
-    std::size_t size = 1;
-    for (std::size_t axis : shape) size *= axis;
-    struct Block {
-        kernels::Buffer<u64> memory;
-    };
-    Block* const block = new Block{kernels::make_buffer<u64>(size)};
-    const nb::capsule owner(block, [](void* p) noexcept { delete static_cast<Block*>(p); });
-    return Result(block->memory.get(), shape.size(), shape.data(), owner);
-}
 
 void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
@@ -72,15 +59,17 @@ void require_level(const Engine& engine, std::size_t level) { require(level < en
 
 using Transform = void (Engine::*)(const u64*, u64*, std::size_t, const Rows&);
 
-// Makes its result itself, unlike the others: it is the shortest call, and another array from Python shows in its time.
+// Looks at everything itself and makes its result, unlike the others: it is the shortest call, and both show in its time.
 template <Transform function>
-Result transform(Engine& engine, const In& x, const Rows& rows) {
+nb::object transform(Engine& engine, nb::handle x, const Rows& rows) {
     require_rows(engine, rows);
-    const std::size_t polys = polys_of(engine, x, rows.size());
-    Result result = empty(std::vector<std::size_t>(x.shape_ptr(), x.shape_ptr() + x.ndim()));
-    const nb::gil_scoped_release unlocked;
-    (engine.*function)(x.data(), result.data(), polys, rows);
-    return result;
+    const kernels::Polynomials from = kernels::polynomials(x, rows.size(), engine.degree());
+    kernels::NewArray result = kernels::empty_like(x);
+    {
+        const nb::gil_scoped_release unlocked;
+        (engine.*function)(from.data, result.data, from.count, rows);
+    }
+    return std::move(result.array);
 }
 
 using Binary = void (Engine::*)(const u64*, const u64*, u64*, std::size_t, std::size_t, const Rows&);
@@ -242,17 +231,18 @@ void rescale(Engine& engine, const In& x, const Out& out, std::size_t level) {
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+    kernels::import_numpy();
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
     const auto a = "a"_a.noconvert(), b = "b"_a.noconvert(), x = "x"_a.noconvert(), out = "out"_a.noconvert();
     const auto terms = "terms"_a.noconvert(), scalars = "scalars"_a.noconvert();
     m.def("instruction_sets", &kernels::instruction_sets);
-    m.def("empty", empty, "shape"_a);
+    m.def("empty", &kernels::empty, "shape"_a);
     nb::class_<Engine>(m, "Engine")
         .def(nb::init<std::size_t, const std::vector<u64>&, const std::vector<u64>&, std::size_t, std::size_t, std::size_t,
                       const std::string&>(),
              "degree"_a, "moduli"_a, "roots"_a, "data_count"_a, "digit_limbs"_a, "threads"_a, "instructions"_a)
-        .def("forward", transform<&Engine::forward>, x, "rows"_a)
-        .def("inverse", transform<&Engine::inverse>, x, "rows"_a)
+        .def("forward", transform<&Engine::forward>, "x"_a, "rows"_a)
+        .def("inverse", transform<&Engine::inverse>, "x"_a, "rows"_a)
         .def("add", binary<&Engine::add>, a, b, out, "rows"_a, Unlocked())
         .def("subtract", binary<&Engine::subtract>, a, b, out, "rows"_a, Unlocked())
         .def("multiply", binary<&Engine::multiply>, a, b, out, "rows"_a, Unlocked())

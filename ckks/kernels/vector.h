@@ -41,11 +41,13 @@ struct VectorPrime {
     VectorFactor scale[2];                      // N^-1 and N^-1 times the last stage's factor
 
     // In place of the roots and tails above, for kernels on integers, both ways: i < N/8, and the last three stages, per 16 points 2, 4 and 8 values, each time
-    // followed by their quotients.
+    // followed by their quotients; the first of these stages of 64 points, then the second of the 64, then the third.
     const WholeFactor* whole_roots;
     const u64* whole_tail;
     u64 whole_inverse;       // q^-1 modulo 2^52
     WholeFactor whole_shift; // 2^52
+    u64 whole_reciprocal;   // 2^(52 + shift) / q, rounded up; 2^shift < q < 2^(shift+1)
+    unsigned whole_reciprocal_shift;
 };
 
 // The centred conversion to one prime, sum_i y_i * D/q_i with y_0 as VectorKernels::overflow leaves it.

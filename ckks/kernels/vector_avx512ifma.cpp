@@ -30,6 +30,18 @@ struct ToMemory {
     void operator()(std::size_t k, V v) const { store(out + k, v); }
 };
 
+// From a forward transform of primes for which `exact` holds: the quotient is right, and what is left is in [0, q).
+struct ExactToIntegers {
+    const V minus, mask, reciprocal, shift;
+    u64* out;
+    ExactToIntegers(const VectorPrime& p, u64* to)
+        : minus(Field(p).minus), mask(Field(p).mask), reciprocal(all(p.whole_reciprocal)), shift(all(p.whole_reciprocal_shift)), out(to) {}
+    void operator()(std::size_t k, V v) const {
+        const V quotient = _mm512_srlv_epi64(add_high(_mm512_setzero_si512(), v, reciprocal), shift);
+        store(out + k, _mm512_and_si512(add_low(v, quotient, minus), mask));
+    }
+};
+
 // The end of a division, (x - v) * factor. A multiple of q that v is below makes the difference positive: x plus that is in 69 (roomy), 9 or 3.
 struct ToQuotient {
     const Field f;
@@ -43,6 +55,7 @@ struct ToQuotient {
 };
 
 void forward(const VectorPrime& p, const u64* x, u64* out) {
+    if (exact(p)) return transform(p, FromIntegers{x}, out, ExactToIntegers(p, out));
     transform(p, FromIntegers{x}, out, ReducedToIntegers{Field(p), out});
 }
 
@@ -53,10 +66,11 @@ void inverse(const VectorPrime& p, const u64* x, u64* out) {
 void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y) { transform_back(p, scale, x, y, ToIntegers{Field(p), y}); }
 
 void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
+    if (exact(p)) return transform_conversion<ExactToIntegers>(p, c, y, stride, out, {p, out});
     transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
 }
 
-// A last reduction is a seventh of a transform, and multiplications do without.
+// A last reduction is a tenth of a transform, and multiplications do without.
 void convert_lazily(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
     if (room(static_cast<u64>(p.q)) != Room::roomy) return convert_forward(p, c, y, stride, out);
     transform_conversion<ToMemory>(p, c, y, stride, out, {out});
