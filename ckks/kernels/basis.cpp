@@ -100,10 +100,11 @@ VectorConversion Basis::conversion(std::size_t row) const {
 
 void Basis::load(std::size_t i, const u64* x, u64* scratch) const {
     const Row& row = (*rows_)[source_[i]];
-    u64* const y = scratch + i * stride_;
     if (kernels_) {
-        kernels_->inverse_scaled(row.vector().prime(), vector_.scales[i].factors, x, y);
+        const Buffer<u64> room = make_buffer<u64>(degree_);
+        kernels_->inverse_scaled(row.vector().prime(), vector_.scales[i].factors, x, scratch + source_at(i, 0), source_.size(), room.get());
     } else {
+        u64* const y = scratch + i * stride_;
         row.inverse(x, y);
         row.scale(to_y_[i], y, y, degree_);
     }
@@ -112,7 +113,7 @@ void Basis::load(std::size_t i, const u64* x, u64* scratch) const {
 void Basis::settle(u64* scratch, std::size_t start, std::size_t n) const {
     if (!kernels_) return settle_integers(scratch, start, n);
     std::vector<std::uint32_t> doubtful(n);
-    const std::size_t found = kernels_->overflow(scratch + start, stride_, vector_.inverses.data(), vector_.moduli.data(), source_.size(), n,
+    const std::size_t found = kernels_->overflow(scratch + source_at(0, start), vector_.inverses.data(), vector_.moduli.data(), source_.size(), n,
                                                  doubtful.data());
     for (std::size_t i = 0; i < found; ++i) settle_exactly(scratch, start + doubtful[i]);
 }
@@ -149,16 +150,16 @@ void Basis::settle_exactly(u64* scratch, std::size_t k) const {
     std::vector<u64> y(count);
     double sum = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        const u64 bits = scratch[i * stride_ + k];
+        const u64 bits = scratch[source_at(i, k)];
         y[i] = residue(bits, (*rows_)[source_[i]].modulus());
         sum += static_cast<double>(y[i]) / vector_.moduli[i];
     }
     const u64 lower = static_cast<u64>(sum), u = lower + rounds_up(y.data(), 1, lower), first = (*rows_)[source_[0]].modulus().q;
     for (std::size_t i = 0; i < count; ++i) {
         if (kernels_->whole)
-            scratch[i * stride_ + k] = i > 0 ? y[i] : y[i] + (count - u) * first;
+            scratch[source_at(i, k)] = i > 0 ? y[i] : y[i] + (count - u) * first;
         else
-            scratch[i * stride_ + k] = std::bit_cast<u64>(static_cast<double>(y[i]) - (i > 0 ? 0.0 : static_cast<double>(u * first)));
+            scratch[source_at(i, k)] = std::bit_cast<u64>(static_cast<double>(y[i]) - (i > 0 ? 0.0 : static_cast<double>(u * first)));
     }
 }
 
@@ -184,18 +185,18 @@ void Basis::convert_integers(const u64* scratch, u64* out, std::size_t row) cons
 
 void Basis::convert(const u64* scratch, u64* out, std::size_t row) const {
     if (!kernels_) return convert_integers(scratch, out, row);
-    kernels_->convert_forward((*rows_)[row].vector().prime(), conversion(row), scratch, stride_, out);
+    kernels_->convert_forward((*rows_)[row].vector().prime(), conversion(row), scratch, out);
 }
 
 void Basis::convert_lazily(const u64* scratch, u64* out, std::size_t row) const {
     if (!kernels_) return convert_integers(scratch, out, row);
-    kernels_->convert_lazily((*rows_)[row].vector().prime(), conversion(row), scratch, stride_, out);
+    kernels_->convert_lazily((*rows_)[row].vector().prime(), conversion(row), scratch, out);
 }
 
 void Basis::divide(const u64* scratch, const u64* x, u64* out, std::size_t row) const {
     const Row& target = (*rows_)[row];
     if (kernels_)
-        return kernels_->convert_divide(target.vector().prime(), conversion(row), vector_.inverse_product[row], scratch, stride_, x, out);
+        return kernels_->convert_divide(target.vector().prime(), conversion(row), vector_.inverse_product[row], scratch, x, out);
     convert_integers(scratch, out, row);
     target.subtract(x, out, out, degree_);
     target.scale(inverse_product_[row], out, out, degree_);

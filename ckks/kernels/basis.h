@@ -13,8 +13,8 @@ constexpr std::size_t kPadding = 64;
 // Sources q_1..q_a with product D. With y_i = x_i * (D/q_i)^-1 mod q_i and u = round(sum_i y_i/q_i), the representative of x in
 // (-D/2, D/2] is sum_i y_i * (D/q_i) - u*D (Halevi, Polyakov and Shoup 2019, section 2.2). D is odd, so there are no ties.
 //
-// Scratch is [a+1][N + padding]: y_1..y_a and u, filled by `load` for each source, then by `settle`. With kernels it holds
-// their own numbers, and u*q_1 has been taken from y_1 in place of a term of its own.
+// Scratch is [a+1][N + padding]: y_1..y_a and u, filled by `load` for each source, then by `settle`. With kernels it is [N/8][a][8], so that what is read
+// together lies together, of numbers of their own, and u*q_1 has been taken from y_1 in place of a term of its own.
 class Basis {
 public:
     // `rows`: of the whole parameter set; must outlive this. kernels: null for 64-bit integers throughout, as where they do not fit.
@@ -47,6 +47,7 @@ private:
     bool rounds_up(const u64* y, std::size_t stride, u64 lower) const;
     void convert_integers(const u64* scratch, u64* out, std::size_t row) const;
     u64 residue(u64 bits, const Modulus& m) const;
+    std::size_t source_at(std::size_t i, std::size_t k) const { return (k / 8 * source_.size() + i) * 8 + k % 8; }
     VectorConversion conversion(std::size_t row) const;
 
     const std::vector<Row>* rows_;

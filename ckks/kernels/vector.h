@@ -134,17 +134,16 @@ struct VectorKernels {
     // Whole rows of N; uint64 results in [0, q). `forward` takes values below 3q. x and out may be the same.
     void (*forward)(const VectorPrime&, const u64* x, u64* out);
     void (*inverse)(const VectorPrime&, const u64* x, u64* out);
-    // With factors of its own in place of VectorPrime::scale, to numbers of the kernels' own: doubles, |y| < q; or integers in [0, q).
-    void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, u64* y);
-    // y: [count][stride], as `overflow` leaves it. The transform of the converted polynomial; what key_sum takes in its place; (x - transform) * factor.
-    void (*convert_forward)(const VectorPrime&, const VectorConversion&, const u64* y, std::size_t stride, u64* out);
-    void (*convert_lazily)(const VectorPrime&, const VectorConversion&, const u64* y, std::size_t stride, u64* out);
-    void (*convert_divide)(const VectorPrime&, const VectorConversion&, const VectorFactor& factor, const u64* y, std::size_t stride, const u64* x,
-                           u64* out);
+    // With factors of its own in place of VectorPrime::scale, to numbers of the kernels' own: doubles, |y| < q; or integers in [0, q). y: as below, from a
+    // source's first number on; room: N words.
+    void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, u64* y, std::size_t count, u64* room);
+    // y: [N/8][count][8], the numbers of `count` sources at eight positions side by side, as `overflow` leaves it. The transform of the converted polynomial; what key_sum takes in its place; (x - transform) * factor.
+    void (*convert_forward)(const VectorPrime&, const VectorConversion&, const u64* y, u64* out);
+    void (*convert_lazily)(const VectorPrime&, const VectorConversion&, const u64* y, u64* out);
+    void (*convert_divide)(const VectorPrime&, const VectorConversion&, const VectorFactor& factor, const u64* y, const u64* x, u64* out);
     // With u = round(sum_i y_i / q_i): y_0 - u*q_0 in place of y_0 (integers: y_0 + (count - u) * q_0), so that no term of u is left. Returns how many
     // positions were too near a tie to be sure, and lists them.
-    std::size_t (*overflow)(u64* y, std::size_t stride, const double* inverses, const double* moduli, std::size_t count, std::size_t n,
-                            std::uint32_t* doubtful);
+    std::size_t (*overflow)(u64* y, const double* inverses, const double* moduli, std::size_t count, std::size_t n, std::uint32_t* doubtful);
 
     // Any stretch of kVectorBlock positions or a multiple.
     void (*key_sum)(const VectorPrime&, const KeySum&, std::size_t start, std::size_t n);

@@ -24,6 +24,14 @@ struct ReducedToIntegers {
     void operator()(std::size_t k, V v) const { store(out + k, f.finish(f.reduce(v))); }
 };
 
+// See VectorKernels::inverse_scaled.
+struct ToSource {
+    const Field f;
+    u64* y;
+    const std::size_t count;
+    void operator()(std::size_t k, V v) const { store(y + k * count, f.finish(v)); }
+};
+
 // Below 2^52, with what lies above as it fell.
 struct ToMemory {
     u64* out;
@@ -63,22 +71,23 @@ void inverse(const VectorPrime& p, const u64* x, u64* out) {
     transform_back(p, p.scale, x, out, ToIntegers{Field(p), out});
 }
 
-void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y) { transform_back(p, scale, x, y, ToIntegers{Field(p), y}); }
+void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y, std::size_t count, u64* room) {
+    transform_back(p, scale, x, room, ToSource{Field(p), y, count});
+}
 
-void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
-    if (exact(p)) return transform_conversion<ExactToIntegers>(p, c, y, stride, out, {p, out});
-    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
+void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, u64* out) {
+    if (exact(p)) return transform_conversion<ExactToIntegers>(p, c, y, out, {p, out});
+    transform_conversion<ReducedToIntegers>(p, c, y, out, {Field(p), out});
 }
 
 // A last reduction is a tenth of a transform, and multiplications do without.
-void convert_lazily(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
-    if (room(static_cast<u64>(p.q)) != Room::roomy) return convert_forward(p, c, y, stride, out);
-    transform_conversion<ToMemory>(p, c, y, stride, out, {out});
+void convert_lazily(const VectorPrime& p, const VectorConversion& c, const u64* y, u64* out) {
+    if (room(static_cast<u64>(p.q)) != Room::roomy) return convert_forward(p, c, y, out);
+    transform_conversion<ToMemory>(p, c, y, out, {out});
 }
 
-void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const u64* y, std::size_t stride,
-                    const u64* x, u64* out) {
-    transform_conversion<ToQuotient>(p, c, y, stride, out, {Field(p), factor, x, out});
+void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const u64* y, const u64* x, u64* out) {
+    transform_conversion<ToQuotient>(p, c, y, out, {Field(p), factor, x, out});
 }
 
 }  // namespace

@@ -18,6 +18,13 @@ struct ToIntegers {  // for values in less than 1
     void operator()(std::size_t k, V v) const { Lanes::store_integers(x + k, v, q); }
 };
 
+// See VectorKernels::inverse_scaled.
+struct ToSource {
+    double* y;
+    const std::size_t count;
+    void operator()(std::size_t k, V v) const { Lanes::store(y + source_at(count, 0, k), v); }
+};
+
 struct ReducedToIntegers {
     const Field f;
     u64* x;
@@ -42,17 +49,16 @@ void forward(const VectorPrime& p, const u64* x, u64* out) {
 
 void inverse(const VectorPrime& p, const u64* x, u64* out) { transform_back(p, p.scale, x, as_doubles(out), ToIntegers{out, Lanes::all(p.q)}); }
 
-void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y) {
-    transform_back(p, scale, x, as_doubles(y), ToMemory{as_doubles(y)});
+void inverse_scaled(const VectorPrime& p, const VectorFactor* scale, const u64* x, u64* y, std::size_t count, u64* room) {
+    transform_back(p, scale, x, as_doubles(room), ToSource{as_doubles(y), count});
 }
 
-void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, std::size_t stride, u64* out) {
-    transform_conversion<ReducedToIntegers>(p, c, y, stride, out, {Field(p), out});
+void convert_forward(const VectorPrime& p, const VectorConversion& c, const u64* y, u64* out) {
+    transform_conversion<ReducedToIntegers>(p, c, y, out, {Field(p), out});
 }
 
-void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const u64* y, std::size_t stride,
-                    const u64* x, u64* out) {
-    transform_conversion<ToQuotient>(p, c, y, stride, out, {Field(p), x, out, Constant(factor)});
+void convert_divide(const VectorPrime& p, const VectorConversion& c, const VectorFactor& factor, const u64* y, const u64* x, u64* out) {
+    transform_conversion<ToQuotient>(p, c, y, out, {Field(p), x, out, Constant(factor)});
 }
 
 // Products of residues in [0, q) have a quotient below q, which 3 * 2^-53 * q < 3/16 puts off: in 1/2 + 3/16.

@@ -14,11 +14,6 @@ constexpr unsigned kLogCached = 11;  // a block of 16 KiB: its passes run one af
 // Stages of the first pass over a block of 2^log points, so that those after it come out even.
 constexpr unsigned stages_of(unsigned log) { return (log - kLaneStages) % 3 == 0 ? 3 : 2; }
 
-struct ToMemory {
-    double* x;
-    void operator()(std::size_t k, V v) const { Lanes::store(x + k, v); }
-};
-
 // Load: value at position k, in 3. Store: position k, value in 4.2 (small primes: 13).
 template <bool kSmall, class Store>
 class Forward {
