@@ -67,10 +67,8 @@ class CpuBackend:
         return run(inputs)
 
     def forward(self, x: Residues, rows: Rows) -> Residues:
-        try:
-            return self._engine.forward(
-                x, rows
-            )  # takes what _polynomials would leave as it is, in a tenth of its time
+        try:  # takes what _polynomials would leave as it is, in a tenth of its time
+            return self._engine.forward(x, rows)
         except (TypeError, ValueError):  # to be copied, or refused in our own words
             return self._engine.forward(self._polynomials(x, rows), rows)
 

@@ -137,7 +137,8 @@ struct VectorKernels {
     // With factors of its own in place of VectorPrime::scale, to numbers of the kernels' own: doubles, |y| < q; or integers in [0, q). y: as below, from a
     // source's first number on; room: N words.
     void (*inverse_scaled)(const VectorPrime&, const VectorFactor* scale, const u64* x, u64* y, std::size_t count, u64* room);
-    // y: [N/8][count][8], the numbers of `count` sources at eight positions side by side, as `overflow` leaves it. The transform of the converted polynomial; what key_sum takes in its place; (x - transform) * factor.
+    // y: [N/8][count][8], the numbers of `count` sources at eight positions side by side, as `overflow` leaves it. The transform of the converted
+    // polynomial; what key_sum takes in its place; (x - transform) * factor.
     void (*convert_forward)(const VectorPrime&, const VectorConversion&, const u64* y, u64* out);
     void (*convert_lazily)(const VectorPrime&, const VectorConversion&, const u64* y, u64* out);
     void (*convert_divide)(const VectorPrime&, const VectorConversion&, const VectorFactor& factor, const u64* y, const u64* x, u64* out);

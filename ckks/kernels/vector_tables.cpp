@@ -18,14 +18,33 @@ VectorFactor vector_factor(const Modulus& m, u64 x) {
 
 namespace {
 
-// Of the factors of the last stages: lane numbers read backwards, as passes leave the lanes.
-constexpr unsigned kOrders[3][8] = {{0, 1}, {0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}};
-
 // Each step doubles the bits that are right, from three for any odd q.
 u64 inverse_modulo_2_52(u64 q) {
     u64 x = q;
     for (int step = 0; step < 5; ++step) x *= 2 - q * x;
     return x & ((u64(1) << 52) - 1);
+}
+
+// Roots: those of the stages before the last ones, as many as a lane's number has bits. Those have, for every two vectors of points, 2, 4 (and 8)
+// factors, each time followed by their quotients, in the order of lanes (vector_stages.h, ifma_stages.h); stage by stage for `together` such pairs.
+template <class ToFactor, class Factor, class Value>
+void fill(const std::vector<u64>& powers, std::size_t lanes, std::size_t together, const ToFactor& factor, Buffer<Factor>& roots, Buffer<Value>& tail) {
+    constexpr unsigned orders[3][8] = {{0, 1}, {0, 2, 1, 3}, {0, 4, 1, 5, 2, 6, 3, 7}};
+    const std::size_t n = powers.size(), blocks = n / (2 * lanes);
+    roots = make_buffer<Factor>(n / lanes);
+    for (std::size_t i = 0; i < n / lanes; ++i) roots[i] = factor(powers[i]);
+    tail = make_buffer<Value>(blocks * 4 * (lanes - 1));
+    Value* out = tail.get();
+    for (std::size_t first = blocks; first < 2 * blocks; first += together) {
+        for (std::size_t stage = 0, count = 2; count <= lanes; ++stage, count *= 2) {
+            for (std::size_t block = first; block < first + together; ++block, out += 2 * count) {
+                for (std::size_t lane = 0; lane < count; ++lane) {
+                    const Factor w = factor(powers[block * count + orders[stage][lane]]);
+                    out[lane] = w.value, out[count + lane] = w.quotient;
+                }
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -69,41 +88,14 @@ VectorTables::VectorTables(std::size_t degree, const Modulus& modulus, u64 psi, 
     };
 }
 
-// Roots: those of the stages before the last ones, as many as a lane's number has bits. Those have, for every two vectors of points, 2, 4 (and 8)
-// factors, each time followed by their quotients, in the order of lanes (vector_stages.h).
 void VectorTables::fill_doubles(const std::vector<u64>& powers, std::size_t lanes, Buffer<VectorFactor>& roots, Buffer<double>& tail) const {
-    const std::size_t n = powers.size(), blocks = n / (2 * lanes);
-    roots = make_buffer<VectorFactor>(n / lanes);
-    for (std::size_t i = 0; i < n / lanes; ++i) roots[i] = vector_factor(modulus_, powers[i]);
-    tail = make_buffer<double>(blocks * 4 * (lanes - 1));
-    double* out = tail.get();
-    for (std::size_t block = blocks; block < 2 * blocks; ++block) {
-        for (std::size_t stage = 0, count = 2; count <= lanes; ++stage, out += 2 * count, count *= 2) {
-            for (std::size_t lane = 0; lane < count; ++lane) {
-                const VectorFactor w = vector_factor(modulus_, powers[block * count + kOrders[stage][lane]]);
-                out[lane] = w.value, out[count + lane] = w.quotient;
-            }
-        }
-    }
+    const auto factor = [&](u64 w) { return vector_factor(modulus_, w); };
+    fill(powers, lanes, 1, factor, roots, tail);
 }
 
-// The same, but stage by stage for 64 points together, so that what is loaded at once does not lie across two lines (ifma_stages.h).
+// For 64 points together, so that what is loaded at once does not lie across two lines.
 void VectorTables::fill_whole(const std::vector<u64>& powers, Buffer<WholeFactor>& roots, Buffer<u64>& tail) const {
-    const std::size_t n = powers.size();
-    roots = make_buffer<WholeFactor>(n / 8);
-    for (std::size_t i = 0; i < n / 8; ++i) roots[i] = whole_factor(powers[i]);
-    tail = make_buffer<u64>(n / 16 * 28);
-    u64* out = tail.get();
-    for (std::size_t first = n / 16; first < n / 8; first += 4) {
-        for (std::size_t stage = 0, count = 2; stage < 3; ++stage, count *= 2) {
-            for (std::size_t block = first; block < first + 4; ++block, out += 2 * count) {
-                for (std::size_t lane = 0; lane < count; ++lane) {
-                    const WholeFactor w = whole_factor(powers[block * count + kOrders[stage][lane]]);
-                    out[lane] = w.value, out[count + lane] = w.quotient;
-                }
-            }
-        }
-    }
+    fill(powers, 8, 4, [&](u64 w) { return whole_factor(w); }, roots, tail);
 }
 
 WholeFactor VectorTables::whole_factor(u64 w) const { return {w, static_cast<u64>((u128(w) << 52) / modulus_.q)}; }
